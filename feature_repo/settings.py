@@ -1,0 +1,71 @@
+"""The project's settings: the only module that reads environment variables.
+
+Every variable is optional. Without any, everything runs embedded: a Valkey server from a wheel as online store and
+event log, Parquet and DuckDB for history, all below ``<repository folder>/data``.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What the environment may say; names of variables are the aliases, in capitals."""
+
+    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
+
+    repo: Path = Field(default=Path(__file__).parent, alias="TIFFIN_REPO")
+    """The folder with ``feature_store.yaml`` and ``definitions.py``; data lies in ``data`` below it."""
+
+    redis_url: SecretStr | None = Field(default=None, alias="REDIS_URL")
+    """``redis://``, ``rediss://`` or ``unix://``; unset: the embedded server. Secret, since it may hold a password."""
+
+    kafka_bootstrap_servers: str | None = Field(default=None, alias="KAFKA_BOOTSTRAP_SERVERS")
+    """``host:port[,host:port]``; unset: the event log is kept in the online store's own server, as streams."""
+
+    topic_prefix: str = Field(default="", alias="TIFFIN_TOPIC_PREFIX")
+    """Put before every topic's name, so that several projects can share one Kafka."""
+
+    partitions: int = Field(default=4, ge=1, le=1024, alias="TIFFIN_PARTITIONS")
+    """Partitions of topics that we create; existing topics keep theirs."""
+
+    host: str = Field(default="127.0.0.1", alias="TIFFIN_HOST")
+    port: int = Field(default=8088, ge=0, le=65535, alias="TIFFIN_PORT")
+
+    duckdb_memory: str = Field(default="2GB", alias="TIFFIN_DUCKDB_MEMORY")
+    """DuckDB's memory limit; beyond it, it spills to ``data/tmp``."""
+
+    duckdb_threads: int = Field(default=0, ge=0, alias="TIFFIN_DUCKDB_THREADS")
+    """0: one a core."""
+
+    clock_start: str | None = Field(default=None, alias="TIFFIN_CLOCK_START")
+    """RFC 3339: what the clock of producer, worker and API shows at ``TIFFIN_CLOCK_ORIGIN``. For drills on history."""
+
+    clock_origin: float | None = Field(default=None, alias="TIFFIN_CLOCK_ORIGIN")
+    """Unix seconds of real time at which a drill's clock shows its start."""
+
+    clock_rate: float = Field(default=1.0, gt=0, alias="TIFFIN_CLOCK_RATE")
+    """Seconds of a drill's clock to a second of real time."""
+
+    @field_validator("redis_url", "kafka_bootstrap_servers", "clock_start", "clock_origin", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("repo")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @property
+    def data(self) -> Path:
+        """Where everything that a run makes is kept."""
+        return self.repo / "data"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once; tests that set the environment call ``settings.cache_clear()``."""
+    return Settings()

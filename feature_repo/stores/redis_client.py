@@ -1,0 +1,55 @@
+"""The only module that imports the Redis client: connections to the online store, and what they raise."""
+
+from typing import TYPE_CHECKING, Any
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript, Script
+from redis.exceptions import BusyLoadingError, ConnectionError, RedisError, TimeoutError
+from redis.retry import Retry
+
+from feature_repo.settings import Settings
+from feature_repo.stores import embedded
+
+if TYPE_CHECKING:
+    Redis = redis.Redis
+    AsyncRedis = redis.asyncio.Redis
+else:
+    Redis, AsyncRedis = redis.Redis, redis.asyncio.Redis
+
+STORE_DOWN = (ConnectionError, TimeoutError, BusyLoadingError)
+"""What a call raises when the store cannot be reached, is too slow, or has not loaded its data yet."""
+
+__all__ = ["STORE_DOWN", "AsyncRedis", "AsyncScript", "Redis", "RedisError", "Script", "connect", "connect_async"]
+
+
+def connect(settings: Settings, timeout_s: float = 5.0) -> Redis:
+    """A client of the online store (bytes in, bytes out), connecting at its first call.
+
+    Without a ``REDIS_URL`` the embedded server is started if it does not run. Calls raise one of `STORE_DOWN` within
+    `timeout_s`; nothing is retried behind the caller's back.
+    """
+    return Redis.from_url(_url(settings), **_options(timeout_s))
+
+
+def connect_async(settings: Settings, timeout_s: float = 1.0) -> AsyncRedis:
+    """The same for asyncio. Make it in the loop that uses it."""
+    options = _options(timeout_s)
+    options["retry"] = redis.asyncio.retry.Retry(NoBackoff(), 0)
+    return AsyncRedis.from_url(_url(settings), **options)
+
+
+def _url(settings: Settings) -> str:
+    if settings.redis_url is not None:
+        return settings.redis_url.get_secret_value()
+    return f"unix://{embedded.ensure(settings.data)}"
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),  # redis-py would retry a dead server for 5.7 s
+        "health_check_interval": 0,
+    }

@@ -1,0 +1,267 @@
+"""The events: their schemas, and parsing. Parse or reject, as a function of the record alone.
+
+Every consumer (worker, archive, refold, HTTP) parses by `parse`, which reads no clock, so all of them agree on what an
+event says and when it happened. An event's time is the earlier of its own time and its append time.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+import pyarrow as pa
+from msgspec import Meta, Struct
+
+from feature_repo.clock import iso, to_ms
+from feature_repo.windows import MAX_MAGNITUDE
+
+MAX_AHEAD_MS = 60_000
+"""An event stamped further ahead of its append time is refused: its producer's clock cannot be trusted."""
+
+MINUTE_MS = 60_000
+DEAD_LETTERS = "dead_letters"
+PREDICTIONS = "eta_predictions"
+
+Moment = Annotated[datetime, Meta(tz=True)] | int
+Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Name = Annotated[str, Meta(min_length=1, max_length=256)] | int
+Amount = Annotated[float, Meta(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
+Scalar = int | float | str | None
+
+
+class BadEvent(ValueError):
+    """An event that cannot be taken: which field, its value as it came, and why it matters."""
+
+    def __init__(self, field: str, value: object, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field, self.value, self.reason = field, value, reason
+
+
+class OrderPlaced(Struct, frozen=True):
+    """A customer has ordered. `basket_total` is in the currency's units; null where it is not known."""
+
+    event_id: Name
+    order_id: Name
+    restaurant_id: Id
+    zone_id: Id
+    customer_id: Id | None
+    placed_at: Moment
+    basket_total: Annotated[float, Meta(ge=0, le=MAX_MAGNITUDE)] | None
+    item_count: Annotated[int, Meta(ge=0, le=MAX_MAGNITUDE)] | None
+
+
+class OrderReady(Struct, frozen=True):
+    """The restaurant has the order ready."""
+
+    event_id: Name
+    order_id: Name
+    restaurant_id: Id
+    placed_at: Moment
+    ready_at: Moment
+
+
+class OrderDelivered(Struct, frozen=True):
+    """The customer has the order."""
+
+    event_id: Name
+    order_id: Name
+    restaurant_id: Id
+    zone_id: Id
+    courier_id: Id | None
+    placed_at: Moment
+    delivered_at: Moment
+
+
+class CourierStatus(Struct, frozen=True):
+    """A courier says where they are and whether they are free."""
+
+    event_id: Name
+    courier_id: Id
+    zone_id: Id
+    status: str
+    at: Moment
+
+
+@dataclass(frozen=True)
+class Event:
+    """A parsed event. `time` is the event time in ms; `columns` has every declared and derived column.
+
+    Moments in `columns` are milliseconds since the epoch, names are text.
+    """
+
+    topic: str
+    event_id: str
+    time: int
+    columns: dict[str, Scalar]
+
+
+@dataclass(frozen=True)
+class EventType:
+    """One topic's events: schema, key, which field is the event's own time, and the columns derived from it."""
+
+    topic: str
+    schema: type[Struct]
+    key: str
+    time_field: str
+    derived: Mapping[str, Callable[[dict[str, Any]], float]]
+    check: Callable[[dict[str, Any]], None]
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """The fields that hold instants."""
+        return tuple(name for name, hint in self.schema.__annotations__.items() if hint is Moment)
+
+
+def _after(later: str, earlier: str, what: str) -> Callable[[dict[str, Any]], None]:
+    def check(columns: dict[str, Any]) -> None:
+        if columns[later] < columns[earlier]:
+            raise BadEvent(
+                later,
+                iso(columns[later]),
+                f"before {earlier} ({iso(columns[earlier])}): {what} would be negative",
+            )
+
+    return check
+
+
+def _minutes(later: str, earlier: str) -> Callable[[dict[str, Any]], float]:
+    return lambda columns: (columns[later] - columns[earlier]) / MINUTE_MS
+
+
+def _status(columns: dict[str, Any]) -> None:
+    if columns["status"] not in ("available", "busy", "offline"):
+        raise BadEvent("status", columns["status"], "not one of available, busy, offline: no zone could count it")
+
+
+def _anything(columns: dict[str, Any]) -> None:
+    return None
+
+
+EVENT_TYPES: dict[str, EventType] = {
+    t.topic: t
+    for t in (
+        EventType("order_placed", OrderPlaced, "restaurant_id", "placed_at", {}, _anything),
+        EventType(
+            "order_ready",
+            OrderReady,
+            "restaurant_id",
+            "ready_at",
+            {"prep_minutes": _minutes("ready_at", "placed_at")},
+            _after("ready_at", "placed_at", "the preparation time"),
+        ),
+        EventType(
+            "order_delivered",
+            OrderDelivered,
+            "restaurant_id",
+            "delivered_at",
+            {"delivery_minutes": _minutes("delivered_at", "placed_at")},
+            _after("delivered_at", "placed_at", "the delivery time"),
+        ),
+        EventType("courier_status", CourierStatus, "courier_id", "at", {}, _status),
+    )
+}
+"""Every topic that features are made from."""
+
+_DECODERS = {topic: msgspec.json.Decoder(t.schema) for topic, t in EVENT_TYPES.items()}
+_MOMENTS = {topic: t.moments for topic, t in EVENT_TYPES.items()}
+_FIELDS = {topic: t.schema.__struct_fields__ for topic, t in EVENT_TYPES.items()}
+_NAMES = {
+    topic: tuple(name for name, hint in t.schema.__annotations__.items() if hint is Name)
+    for topic, t in EVENT_TYPES.items()
+}
+_MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999  # what a datetime can hold: years 1 to 9999
+
+
+def event_type(topic: str) -> EventType:
+    """The type of `topic`'s events. Raises BadEvent for a topic that has none."""
+    try:
+        return EVENT_TYPES[topic]
+    except KeyError:
+        raise BadEvent("topic", topic, f"not one of {', '.join(EVENT_TYPES)}: nothing would read it") from None
+
+
+def parse(topic: str, value: bytes, append_ms: int) -> Event:
+    """The event in `value`, a record of `topic` appended at `append_ms` (ms since the epoch).
+
+    Raises BadEvent, naming the field, for a record that is not JSON, misses a field, holds a wrong type, says the
+    impossible, or is stamped more than 60 s ahead of its append time.
+    """
+    kind = event_type(topic)
+    try:
+        decoded = _DECODERS[topic].decode(value)
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _explained(error, value) from None
+    columns: dict[str, Any] = {name: getattr(decoded, name) for name in _FIELDS[topic]}
+    for name in _MOMENTS[topic]:
+        columns[name] = _milliseconds(name, columns[name])
+    for name in _NAMES[topic]:
+        columns[name] = str(columns[name])
+    kind.check(columns)
+    for name, derive in kind.derived.items():
+        columns[name] = derive(columns)
+    own = columns[kind.time_field]
+    if own > append_ms + MAX_AHEAD_MS:
+        raise BadEvent(
+            kind.time_field,
+            iso(own),
+            f"{(own - append_ms) / 1000:.1f} s ahead of its arrival at {iso(append_ms)} (60 s are allowed): "
+            "it would count before it happens",
+        )
+    return Event(topic, columns["event_id"], min(own, append_ms), columns)
+
+
+def extras(topic: str, value: bytes) -> str | None:
+    """The fields of a parsed event that its schema does not know, as JSON text; None if there are none."""
+    unknown = {k: v for k, v in msgspec.json.decode(value).items() if k not in _FIELDS[topic]}
+    return msgspec.json.encode(unknown).decode() if unknown else None
+
+
+def event_key(topic: str, columns: Mapping[str, Scalar]) -> bytes:
+    """The record key of an event: events of one entity share a partition."""
+    return str(columns[EVENT_TYPES[topic].key]).encode()
+
+
+def arrow_schema(topic: str) -> pa.Schema:
+    """The archived event log's columns: where the record lay, its event time, the event's fields, derived columns."""
+    kind = event_type(topic)
+    instant = pa.timestamp("us", tz="UTC")
+    types = {Moment: instant, Id: pa.int64(), Id | None: pa.int64(), Name: pa.string(), str: pa.string()}
+    fields = [
+        pa.field("partition", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("append_time", instant, nullable=False),
+        pa.field("event_time", instant, nullable=False),
+    ]
+    for name, hint in kind.schema.__annotations__.items():
+        whole = name == "item_count"
+        fields.append(pa.field(name, types.get(hint, pa.int64() if whole else pa.float64())))
+    fields += [pa.field(name, pa.float64()) for name in kind.derived]
+    return pa.schema([*fields, pa.field("extra", pa.string())])
+
+
+def _milliseconds(field: str, moment: datetime | int) -> int:
+    if isinstance(moment, datetime):
+        return to_ms(moment)
+    if not _MIN_MS <= moment <= _MAX_MS:
+        raise BadEvent(field, moment, "no instant between the years 1 and 9999: epoch milliseconds are expected")
+    return moment
+
+
+def _explained(error: Exception, value: bytes) -> BadEvent:
+    """What msgspec says, as a field, the value that stood there and a reason."""
+    text = str(error)
+    try:
+        document = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return BadEvent("event", value[:200].decode("utf-8", "replace"), f"not JSON ({text}): it cannot be read")
+    if not isinstance(document, dict):
+        return BadEvent("event", document, "not a JSON object: it has no fields to read")
+    reason, _, path = text.partition(" - at `$.")
+    if path:
+        field = path.rstrip("`")
+        return BadEvent(field, document.get(field), f"{reason}: the event cannot be counted")
+    if "missing required field" in text:
+        field = text.rsplit("`", 2)[1]
+        return BadEvent(field, None, "missing: the event cannot be counted without it")
+    return BadEvent("event", document, f"{text}: the event cannot be counted")

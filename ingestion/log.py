@@ -1,0 +1,142 @@
+"""The `EventLog` port: an append-only log of records in topics and partitions, in whichever home it lives.
+
+Homes: `ingestion.redis_log` (streams of the embedded server) and `ingestion.kafka_log`. Offsets grow within a
+partition; gaps in them are legal. `open_log` picks the home that the settings name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from feature_repo.settings import Settings
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+
+class Record(NamedTuple):
+    """One record as it lies in the log. `append_ms` is when the log took it, in ms since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    append_ms: int
+    key: bytes | None
+    value: bytes
+
+
+class Message(NamedTuple):
+    """A record before it is in the log. Messages with equal keys go to one partition and keep their order."""
+
+    key: bytes
+    value: bytes
+
+
+class LogUnavailable(RuntimeError):
+    """The log cannot be reached or did not answer in time; says which and what follows."""
+
+
+class LogConsumer(Protocol):
+    """A reader of some partitions. Not thread-safe. Positions are where it reads next."""
+
+    def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Record]]:
+        """The next records of the partitions held, in offset order within each; empty if none came in time.
+
+        Also where partitions are gained and lost: `released` is called before a partition goes to another consumer,
+        then `start_at` for those gained. Raises LogUnavailable.
+        """
+        ...
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        """The partitions held now."""
+        ...
+
+    def seek(self, where: TopicPartition, offset: int) -> None:
+        """Read `where` from `offset` on (or the first record after it)."""
+        ...
+
+    def ends(self) -> dict[TopicPartition, int]:
+        """Asks the log, now: of each partition held, an offset above every record in it (0 while it is empty)."""
+        ...
+
+    def position(self, where: TopicPartition) -> int:
+        """Every record below this offset has been given by `poll`, or was passed over by `seek`."""
+        ...
+
+    def commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Tell the log how far this group is. For monitoring alone: nothing resumes from it."""
+        ...
+
+    def close(self) -> None:
+        """Give up the partitions and the connection. Calls `released` for what is held."""
+        ...
+
+
+StartAt = Callable[[Sequence[TopicPartition]], Mapping[TopicPartition, int]]
+"""Asked when partitions are gained: the offset to read each from. May seek elsewhere later."""
+
+Released = Callable[[Sequence[TopicPartition]], None]
+"""Told before partitions go to somebody else; everything about them must be written when it returns."""
+
+
+class EventLog(Protocol):
+    """The log. Thread-safe but for its consumers."""
+
+    def create_topics(self, topics: Sequence[str], partitions: int) -> None:
+        """Make the topics that are not there; those that are keep their partitions. Raises LogUnavailable."""
+        ...
+
+    def topic_identity(self, topic: str) -> str:
+        """Text that changes when the topic is deleted and made again, or gets another number of partitions."""
+        ...
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions `topic` has. Raises LogUnavailable if it is not there."""
+        ...
+
+    def publish(self, topic: str, messages: Sequence[Message], append_ms: int | None = None) -> list[TopicPartition]:
+        """Append, and return once all are durable: where each went. Raises LogUnavailable; then some may be in the log.
+
+        `append_ms` is a drill's clock; without it the log stamps the records itself.
+        """
+        ...
+
+    def begins(self, topic: str) -> dict[TopicPartition, int]:
+        """Of each partition the lowest offset still there (the end, where it is empty)."""
+        ...
+
+    def offset_at(self, where: TopicPartition, append_ms: int) -> int:
+        """The lowest offset appended at or after `append_ms`; the end, if there is none."""
+        ...
+
+    def consumer(
+        self,
+        topics: Sequence[str],
+        group: str | None,
+        start_at: StartAt,
+        released: Released = lambda gone: None,
+    ) -> LogConsumer:
+        """A consumer of `topics`: all their partitions without a `group`, else its share of them."""
+        ...
+
+    def close(self) -> None:
+        """End the connections that `publish` holds."""
+        ...
+
+
+def open_log(settings: Settings) -> EventLog:
+    """The event log that the settings name: Kafka if ``KAFKA_BOOTSTRAP_SERVERS`` is set, else the embedded one.
+
+    Connects nowhere yet. Imports the home that is used and no other.
+    """
+    if settings.kafka_bootstrap_servers:
+        from ingestion.kafka_log import KafkaLog
+
+        return KafkaLog(settings.kafka_bootstrap_servers, prefix=settings.topic_prefix)
+    from feature_repo.stores.redis_client import connect
+    from ingestion.redis_log import RedisLog
+
+    return RedisLog(connect(settings), prefix=settings.topic_prefix)

@@ -1,0 +1,1 @@
+"""Everything that learns: training sets, models, their registry."""

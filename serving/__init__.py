@@ -1,0 +1,1 @@
+"""Everything that answers: the HTTP surface and what stands behind it."""

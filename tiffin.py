@@ -1,0 +1,5 @@
+"""The ``tiffin`` command."""
+
+
+def main() -> None:
+    """Run the command line."""
