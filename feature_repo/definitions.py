@@ -46,7 +46,9 @@ def event_stream(topic: str) -> KafkaSource:
     )
 
 
-def stream_windows(name: str, entity: Entity, source: KafkaSource, aggregations: list[Aggregation]) -> StreamFeatureView:
+def stream_windows(
+    name: str, entity: Entity, source: KafkaSource, aggregations: list[Aggregation]
+) -> StreamFeatureView:
     """Sliding windows over one topic, one feature an aggregation, in tiles of one minute.
 
     Counts are Int64, everything else Float64. The TTL is the greatest window: an event older than that counts nowhere.

@@ -166,14 +166,14 @@ def observe(part: Part, value: Number | str | None, hashed: int, time: int, part
 def merge(kind: str, a: PartValue, b: PartValue) -> PartValue:
     """The part over the union of two disjoint sets of events. Commutative, associative, with `empty` as neutral."""
     if kind in (COUNT, SUM, SQUARES):
-        return a + b  # type: ignore[operator]  # whole numbers, by `empty` and `observe`
+        return a + b  # type: ignore[operator, return-value]  # whole numbers, by `empty` and `observe`
     if kind == DISTINCT:
         if len(a) >= DISTINCT_BOUND:  # type: ignore[arg-type]  # sets, by `empty` and `observe`
             return a
         return a | b if len(b) < DISTINCT_BOUND else b  # type: ignore[operator, arg-type]
     if a is None or b is None:
         return b if a is None else a
-    return min(a, b) if kind == MIN else max(a, b)  # type: ignore[type-var]  # both whole numbers, or both Last
+    return min(a, b) if kind == MIN else max(a, b)  # both whole numbers, or both Last
 
 
 def result(aggregate: Aggregate, parts: Sequence[PartValue]) -> Number | None:
@@ -183,21 +183,21 @@ def result(aggregate: Aggregate, parts: Sequence[PartValue]) -> Number | None:
     sqrt(n * sum(x^2) - sum(x)^2) / n.
     """
     head = parts[0]
-    match aggregate.function, parts:
-        case "count", _:
-            return head  # type: ignore[return-value]  # a whole number
-        case "count_distinct", _:
-            return min(len(head), DISTINCT_BOUND)  # type: ignore[arg-type]  # a set
-        case "sum", _:
-            return head / SCALE  # type: ignore[operator]
-        case "mean", (int(n), int(total)):
-            return total / (n * SCALE) if n else None
-        case "std", (int(n), int(total), int(squares)):
-            return math.sqrt(n * squares - total * total) / (n * SCALE) if n else None
-        case "last", _:
-            return head[3] / SCALE if head is not None else None  # type: ignore[index]  # a Last
-        case _:
-            return head / SCALE if head is not None else None  # type: ignore[operator]
+    if aggregate.function == "count_distinct":
+        return min(len(head), DISTINCT_BOUND)  # type: ignore[arg-type]  # a set
+    if aggregate.function == "last":
+        return None if head is None else head[3] / SCALE  # type: ignore[index]  # a Last
+    numbers: list[int | None] = list(parts)  # type: ignore[arg-type]  # every other part is a whole number
+    match aggregate.function, numbers:
+        case "count", [n]:
+            return n
+        case "mean", [n, total]:
+            return total / (n * SCALE) if n else None  # type: ignore[operator]  # no sum is None
+        case "std", [n, total, squares]:
+            return math.sqrt(n * squares - total * total) / (n * SCALE) if n else None  # type: ignore[operator]
+        case _, [number]:  # sum, min, max
+            return None if number is None else number / SCALE
+    raise AssertionError(f"{aggregate.function} takes {len(aggregate.parts())} parts, not {len(parts)}")
 
 
 @dataclass

@@ -1,0 +1,126 @@
+"""The Lua that makes writes atomic. Each script works on one key, or on keys of one slot. Equality and whole numbers
+below 2**53 only: Lua's numbers lose 64-bit values, so offsets and versions are compared as 32-bit halves.
+"""
+
+FENCED_WRITE = """
+-- KEYS[1] an entity; ARGV: field, the 16 header bytes it was folded from ('' for none), new value; and so on.
+-- Answers 1 a field that was written, 0 a field that holds something else by now.
+local answers = {}
+for i = 1, #ARGV, 3 do
+  local stored = redis.call('HGET', KEYS[1], ARGV[i])
+  if (stored and string.sub(stored, 1, 16) or '') == ARGV[i + 1] then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+    answers[#answers + 1] = 1
+  else
+    answers[#answers + 1] = 0
+  end
+end
+return answers
+"""
+
+SWAP_FIELD = """
+-- KEYS[1] a hash; ARGV: field, expected value ('' for none), new value. Answers {1} or {0, what is stored}.
+local stored = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+if stored ~= ARGV[2] then return {0, stored} end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return {1}
+"""
+
+NEWEST_WINS = """
+-- KEYS: entities; ARGV: the version field, the count of further fields, then for each entity its version (16 bytes,
+-- big-endian) and the fields with their values. A row replaces what is stored unless its version is lower.
+local width = 2 * tonumber(ARGV[2])
+local at = 3
+local written = 0
+for k = 1, #KEYS do
+  local version = ARGV[at]
+  local stored = redis.call('HGET', KEYS[k], ARGV[1])
+  local older = false
+  if stored then
+    local a1, a2, a3, a4 = struct.unpack('>I4I4I4I4', version)
+    local b1, b2, b3, b4 = struct.unpack('>I4I4I4I4', stored)
+    if a1 ~= b1 then older = a1 < b1
+    elseif a2 ~= b2 then older = a2 < b2
+    elseif a3 ~= b3 then older = a3 < b3
+    else older = a4 < b4 end
+  end
+  if not older then
+    redis.call('HSET', KEYS[k], ARGV[1], version, unpack(ARGV, at + 1, at + width))
+    written = written + 1
+  end
+  at = at + 1 + width
+end
+return written
+"""
+
+# A member's register: time, partition, offset, epoch (unsigned, big-endian; time biased by 2**63), then state, a zero
+# byte, and group. Sets `<base>:z:<state>:<group>` hold the members by time; `<base>:a` what was applied.
+PRESENCE_APPLY = """
+-- KEYS[1] the base; ARGV: partition, epoch bytes, last offset bytes, newest time, then an event each: member, register,
+-- time, state, group. The later (time, partition, offset) wins, in whatever order events come.
+local base = KEYS[1]
+local members = base .. ':m'
+local function set_of(state, group) return base .. ':z:' .. state .. ':' .. group end
+for i = 5, #ARGV, 5 do
+  local member, register = ARGV[i], ARGV[i + 1]
+  local stored = redis.call('HGET', members, member)
+  local newer = true
+  if stored then
+    local a1, a2, a3, a4, a5 = struct.unpack('>I4I4I4I4I4', register)
+    local b1, b2, b3, b4, b5 = struct.unpack('>I4I4I4I4I4', stored)
+    if a1 ~= b1 then newer = a1 > b1
+    elseif a2 ~= b2 then newer = a2 > b2
+    elseif a3 ~= b3 then newer = a3 > b3
+    elseif a4 ~= b4 then newer = a4 > b4
+    else newer = a5 > b5 end
+    if newer then
+      local zero = string.find(stored, '\\0', 29, true)
+      redis.call('ZREM', set_of(string.sub(stored, 29, zero - 1), string.sub(stored, zero + 1)), member)
+    end
+  end
+  if newer then
+    redis.call('HSET', members, member, register)
+    redis.call('ZADD', set_of(ARGV[i + 3], ARGV[i + 4]), ARGV[i + 2], member)
+  end
+end
+local newest = tonumber(redis.call('HGET', base .. ':a', 'newest') or '-1e18')
+if tonumber(ARGV[4]) > newest then redis.call('HSET', base .. ':a', 'newest', ARGV[4]) end
+redis.call('HSET', base .. ':a', ARGV[1], ARGV[2] .. ARGV[3])
+return #ARGV
+"""
+
+PRESENCE_PURGE = """
+-- KEYS[1] the base; ARGV: partition, epoch bytes, then members: those whose register is of that partition and of a
+-- lower epoch are forgotten, for their log is no longer there.
+local base = KEYS[1]
+local p = tonumber(ARGV[1])
+local e1, e2 = struct.unpack('>I4I4', ARGV[2])
+for i = 3, #ARGV do
+  local stored = redis.call('HGET', base .. ':m', ARGV[i])
+  if stored then
+    local _, _, sp, _, _, s1, s2 = struct.unpack('>I4I4I4I4I4I4I4', stored)
+    if sp == p and (s1 < e1 or (s1 == e1 and s2 < e2)) then
+      local zero = string.find(stored, '\\0', 29, true)
+      local set = base .. ':z:' .. string.sub(stored, 29, zero - 1) .. ':' .. string.sub(stored, zero + 1)
+      redis.call('ZREM', set, ARGV[i])
+      redis.call('HDEL', base .. ':m', ARGV[i])
+    end
+  end
+end
+return 1
+"""
+
+PRESENCE_READ = """
+-- KEYS[1] the base; ARGV: instant, ttl, group, then states. The instant is moved up to the newest time applied.
+-- Answers {newest, what was applied ([partition, epoch .. offset]...), then a count a state}.
+local base = KEYS[1]
+local newest = redis.call('HGET', base .. ':a', 'newest') or ''
+local at = tonumber(ARGV[1])
+if newest ~= '' and tonumber(newest) > at then at = tonumber(newest) end
+local answer = {newest, redis.call('HGETALL', base .. ':a')}
+local from = string.format('%.0f', at - tonumber(ARGV[2]))
+for i = 4, #ARGV do
+  answer[#answer + 1] = redis.call('ZCOUNT', base .. ':z:' .. ARGV[i] .. ':' .. ARGV[3], from, '+inf')
+end
+return answer
+"""

@@ -1,0 +1,86 @@
+"""Parquet sources of Feast's definitions, as SQL: which files, which columns, under which names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from feast import FileSource
+from feast.value_type import ValueType
+
+from feature_repo.stores.duckdb_client import identifier, literal, parquet_files
+
+SQL_TYPES = {
+    ValueType.INT64: "BIGINT",
+    ValueType.INT32: "INTEGER",
+    ValueType.DOUBLE: "DOUBLE",
+    ValueType.FLOAT: "FLOAT",
+    ValueType.STRING: "VARCHAR",
+    ValueType.BOOL: "BOOLEAN",
+    ValueType.BYTES: "BLOB",
+    ValueType.UNIX_TIMESTAMP: "TIMESTAMPTZ",
+    ValueType.FLOAT_LIST: "FLOAT[]",
+    ValueType.DOUBLE_LIST: "DOUBLE[]",
+    ValueType.INT64_LIST: "BIGINT[]",
+    ValueType.STRING_LIST: "VARCHAR[]",
+}
+
+
+class BadSource(ValueError):
+    """A source that cannot be read; says which and what is expected."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Parquet file or folder, with the names that Feast's definition gives its columns."""
+
+    name: str
+    path: Path
+    time: str
+    created: str | None
+    mapping: Mapping[str, str]
+    """{name in the features: name in the files}"""
+
+    @classmethod
+    def of(cls, source: Any, repo_path: Path | str | None) -> "Source":
+        """The source of a definition; a relative path is below the repository folder. Raises BadSource."""
+        if not isinstance(source, FileSource):
+            raise BadSource(f"{getattr(source, 'name', source)}: only FileSource with Parquet files is supported here")
+        path = Path(source.path.removeprefix("file://"))
+        if not path.is_absolute():
+            path = Path(repo_path or ".") / path
+        mapping = {ours: theirs for theirs, ours in (source.field_mapping or {}).items()}
+        return cls(source.name, path, source.timestamp_field, source.created_timestamp_column or None, mapping)
+
+    def files(self, appended_since: date | None = None) -> list[Path]:
+        """The files, oldest first; of a log (folders ``date=...``) only those that can hold events since that day."""
+        if not self.path.exists():
+            return []
+        files = parquet_files(self.path)
+        if appended_since is None:
+            return files
+        floor = f"date={appended_since.isoformat()}"  # an event is never appended before it happens
+        return [f for f in files if not f.parent.name.startswith("date=") or f.parent.name >= floor]
+
+    def column(self, name: str) -> str:
+        """A column's quoted name in the files."""
+        return identifier(self.mapping.get(name, name))
+
+    def micros(self, column: str) -> str:
+        """SQL for a time column as microseconds since the epoch; naive times are UTC."""
+        return f"epoch_us(CAST({self.column(column)} AS TIMESTAMPTZ))"
+
+
+def relation(files: Sequence[Path]) -> str:
+    """SQL that reads the files as one table, with ``filename`` and ``file_row_number``."""
+    names = ", ".join(literal(str(file)) for file in files)
+    return (
+        f"read_parquet([{names}], union_by_name = true, hive_partitioning = false, "
+        "filename = true, file_row_number = true)"
+    )
+
+
+def null_of(kind: ValueType) -> str:
+    """SQL for a null of a feature's type."""
+    return f"CAST(NULL AS {SQL_TYPES.get(kind, 'VARCHAR')})"

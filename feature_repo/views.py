@@ -1,0 +1,209 @@
+"""Feast's feature views, compiled once into what the stores and the worker need: plain, hashable, checked.
+
+Takes views as the registry gives them (`feast apply` has filled in their entity columns). Everything is read off the
+definitions; nothing is restated.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from feast import FeatureService, FeatureStore, FeatureView, StreamFeatureView
+from feast.value_type import ValueType
+
+from feature_repo.windows import Aggregate, Layout
+
+DEFAULT_HOP = timedelta(minutes=1)
+DEFAULT_MAX_LAG_SECONDS = 10.0
+_PRESENCE_MEMBER, _PRESENCE_STATE, _PRESENCE_COUNT = "presence.member", "presence.state", "presence.count."
+
+
+class BadDefinition(ValueError):
+    """A definition that cannot be served; says the view, what is wrong with it and what would follow."""
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """A view whose rows are materialized. `ttl` in ms, 0 for none; `features` map to Feast's value types."""
+
+    name: str
+    join_keys: tuple[str, ...]
+    key_types: tuple[ValueType, ...]
+    features: Mapping[str, ValueType]
+    ttl: int
+
+
+@dataclass(frozen=True)
+class WindowView:
+    """A view of sliding windows over one topic; times in ms. `tiles_hash` names what its stored tiles hold."""
+
+    name: str
+    join_keys: tuple[str, ...]
+    key_types: tuple[ValueType, ...]
+    features: Mapping[str, ValueType]
+    topic: str
+    aggregates: tuple[Aggregate, ...]
+    layout: Layout
+    max_lag: int
+    tiles_hash: str
+
+    @property
+    def reach(self) -> int:
+        """How far before an instant its windows can reach: W + h."""
+        return self.layout.horizon + self.layout.hop
+
+
+@dataclass(frozen=True)
+class PresenceView:
+    """A view that counts members by group and state, by each member's latest event; times in ms."""
+
+    name: str
+    join_keys: tuple[str, ...]
+    key_types: tuple[ValueType, ...]
+    features: Mapping[str, ValueType]
+    topic: str
+    member: str
+    state: str
+    counts: Mapping[str, str]
+    """{feature: the state that it counts}"""
+    ttl: int
+    max_lag: int
+    tiles_hash: str
+
+    @property
+    def reach(self) -> int:
+        """How far before an instant its members' latest events can lie."""
+        return self.ttl
+
+
+StreamView = WindowView | PresenceView
+View = BatchView | StreamView
+
+
+def compile_view(view: FeatureView) -> View:
+    """The compiled form of a view from the registry. Raises BadDefinition."""
+    names = tuple(sorted(column.name for column in view.entity_columns))
+    types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+    common: dict[str, Any] = {
+        "name": view.name,
+        "join_keys": names,
+        "key_types": tuple(types[name] for name in names),
+        "features": {f.name: f.dtype.to_value_type() for f in view.features if f.name not in types},
+    }
+    if not isinstance(view, StreamFeatureView):
+        return BatchView(**common, ttl=_ms(view.ttl))
+    common["topic"] = _topic(view)
+    common["max_lag"] = _max_lag(view)
+    return _window_view(view, common) if view.aggregations else _presence_view(view, common)
+
+
+def stream_views(views: Iterable[FeatureView]) -> tuple[StreamView, ...]:
+    """The compiled stream views among `views`, by name. Raises BadDefinition."""
+    compiled = (compile_view(view) for view in views if isinstance(view, StreamFeatureView))
+    return tuple(sorted((v for v in compiled if not isinstance(v, BatchView)), key=lambda v: v.name))
+
+
+def views_of_service(store: FeatureStore, service: FeatureService) -> list[tuple[View, tuple[str, ...]]]:
+    """The views of a feature service, compiled, in its order, each with the features that the service takes of it."""
+    return [
+        (
+            compile_view(store.get_feature_view(projection.name)),
+            tuple(feature.name for feature in projection.features),
+        )
+        for projection in service.feature_view_projections
+    ]
+
+
+def service_hash(views: Sequence[tuple[View, Sequence[str]]]) -> str:
+    """A hash of what a service's features mean: equal definitions hash equally, whatever their order or version."""
+    described = sorted(
+        ([_described(view), sorted(features)] for view, features in views), key=lambda d: json.dumps(d, sort_keys=True)
+    )
+    return _digest(described)
+
+
+def _window_view(view: StreamFeatureView, common: dict[str, Any]) -> WindowView:
+    aggregates = tuple(
+        Aggregate(a.name or f"{a.function}_{a.column}", a.column, a.function, _ms(a.time_window))
+        for a in view.aggregations
+    )
+    _same_names(view.name, common["features"], (a.name for a in aggregates), "aggregations")
+    try:
+        layout = Layout.of(_ms(view.tiling_hop_size or DEFAULT_HOP), aggregates)
+    except ValueError as error:
+        raise BadDefinition(f"{view.name}.{error}") from None
+    tiles = [common["topic"], common["join_keys"], layout.hop, [[p.column, p.kind] for p in layout.parts]]
+    return WindowView(
+        **common, aggregates=aggregates, layout=layout, tiles_hash=_digest([view.name, *tiles, layout.hops_kept])
+    )
+
+
+def _presence_view(view: StreamFeatureView, common: dict[str, Any]) -> PresenceView:
+    missing = [tag for tag in (_PRESENCE_MEMBER, _PRESENCE_STATE) if tag not in view.tags]
+    if missing:
+        raise BadDefinition(
+            f"{view.name}: no aggregations and no tag {missing[0]!r}: neither a window nor a presence could be computed"
+        )
+    counts = {
+        tag.removeprefix(_PRESENCE_COUNT): state for tag, state in view.tags.items() if tag.startswith(_PRESENCE_COUNT)
+    }
+    _same_names(view.name, common["features"], counts, f"tags {_PRESENCE_COUNT}*")
+    ttl = _ms(view.ttl)
+    if ttl <= 0:
+        raise BadDefinition(f"{view.name}: ttl is {ttl} ms: members that fell silent would count for ever")
+    member, state = view.tags[_PRESENCE_MEMBER], view.tags[_PRESENCE_STATE]
+    digest = _digest([view.name, common["topic"], common["join_keys"], member, state])
+    return PresenceView(**common, member=member, state=state, counts=counts, ttl=ttl, tiles_hash=digest)
+
+
+def _same_names(view: str, features: Iterable[str], computed: Iterable[str], what: str) -> None:
+    declared, given = set(features), set(computed)
+    if declared != given:
+        name = sorted(declared ^ given)[0]
+        side = f"in the schema but not among the {what}" if name in declared else f"among the {what} but not the schema"
+        raise BadDefinition(f"{view}: feature {name!r} is {side}: it would never be served")
+
+
+def _topic(view: StreamFeatureView) -> str:
+    options = getattr(view.stream_source, "kafka_options", None)
+    topic = getattr(options, "topic", "")
+    if not topic:
+        raise BadDefinition(f"{view.name}: its source is no KafkaSource with a topic: the worker could not read it")
+    return str(topic)
+
+
+def _max_lag(view: StreamFeatureView) -> int:
+    text = view.tags.get("max_lag_seconds", str(DEFAULT_MAX_LAG_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 86_400:
+        raise BadDefinition(
+            f"{view.name}: tag max_lag_seconds is {text!r}, not a number of seconds between 0 and a day"
+        )
+    return round(seconds * 1000)
+
+
+def _described(view: View) -> dict[str, Any]:
+    fields = dict(vars(view))
+    fields["kind"] = type(view).__name__
+    fields["features"] = {name: kind.name for name, kind in view.features.items()}
+    fields["key_types"] = [kind.name for kind in view.key_types]
+    fields.pop("max_lag", None)  # how late it may be served changes no value
+    if isinstance(view, WindowView):
+        fields["aggregates"] = sorted([a.name, a.column, a.function, a.window] for a in view.aggregates)
+        fields["layout"] = view.layout.hop
+        del fields["tiles_hash"]
+    return fields
+
+
+def _digest(described: object) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _ms(span: timedelta | None) -> int:
+    return 0 if span is None else span // timedelta(milliseconds=1)

@@ -1,0 +1,179 @@
+"""Folding a partition's events into the online store, under the fence.
+
+The fold of a field is a function of the log's prefix alone, so it does not matter who does it, or how often: events at
+or below the header's offset are skipped, and a write is accepted only over the header that it was folded from.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from feature_repo.stores import layout, tile_codec
+from feature_repo.stores.progress import digest
+from feature_repo.stores.stream_store import FieldWrite, PresenceEvent, StreamStore
+from feature_repo.stores.tile_codec import Header
+from feature_repo.views import PresenceView, StreamView, WindowView
+from feature_repo.windows import Observation, PartValue, Tiles, observe
+from ingestion.events import Event
+
+_TRIES = 5
+_NO_OFFSET = -1
+
+Placed = tuple[int, Event]
+"""An event and its offset."""
+
+
+class LostPartition(RuntimeError):
+    """Somebody else folds this partition by now, or keeps winning the fence: what we hold is out of date."""
+
+
+@dataclass
+class _Field:
+    """A field as last read or written: its header bytes (b"" if absent), the offset folded so far, its tiles."""
+
+    stored: bytes
+    offset: int
+    tiles: Tiles
+
+
+class FieldCache:
+    """The fields of one partition that were used last, at most `limit` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._fields: OrderedDict[tuple[bytes, bytes], _Field] = OrderedDict()
+
+    def get(self, place: tuple[bytes, bytes]) -> _Field | None:
+        """The field at (key, field), if it is held."""
+        field = self._fields.get(place)
+        if field is not None:
+            self._fields.move_to_end(place)
+        return field
+
+    def put(self, place: tuple[bytes, bytes], field: _Field) -> None:
+        """Hold a field; the one that was not used for longest goes if there are too many."""
+        self._fields[place] = field
+        self._fields.move_to_end(place)
+        if len(self._fields) > self._limit:
+            self._fields.popitem(last=False)
+
+    def drop(self, place: tuple[bytes, bytes]) -> None:
+        """Hold it no longer."""
+        self._fields.pop(place, None)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+
+class WindowFolder:
+    """Folds events into one window view's fields."""
+
+    def __init__(self, view: WindowView, store: StreamStore, project: str) -> None:
+        self.view, self._store = view, store
+        self._key = layout.key_builder(project, view.join_keys, view.key_types)
+
+    def fold(self, partition: int, epoch: int, cache: FieldCache, events: Sequence[Placed]) -> int:
+        """Fold events (in offset order) into their entities' fields; how many were late.
+
+        Raises LostPartition if fields are of a newer epoch or the fence refuses again and again.
+        """
+        field = layout.tiles_field(self.view, partition)
+        waiting = self._by_entity(partition, events)
+        late = 0
+        for _ in range(_TRIES):
+            fields = self._fields(cache, field, partition, epoch, list(waiting))
+            writes: list[tuple[bytes, FieldWrite, _Field]] = []
+            late = 0
+            for key, observations in waiting.items():
+                folded, dropped = self._fold_one(fields[key], observations)
+                late += dropped
+                if folded is not None:
+                    value = tile_codec.pack(Header(epoch, folded.offset), self.view.layout, folded.tiles)
+                    writes.append((key, FieldWrite(key, field, folded.stored, value), folded))
+            accepted = self._store.write_fields([write for _, write, _ in writes]) if writes else []
+            refused = []
+            for (key, write, folded), ok in zip(writes, accepted, strict=True):
+                if ok:
+                    folded.stored = write.value[: tile_codec.HEADER.size]
+                else:
+                    cache.drop((key, field))
+                    refused.append(key)
+            if not refused:
+                return late
+            waiting = {key: waiting[key] for key in refused}
+        raise LostPartition(f"{self.view.name}: {len(waiting)} fields of partition {partition} keep changing under us")
+
+    def _by_entity(self, partition: int, events: Sequence[Placed]) -> dict[bytes, list[Observation]]:
+        by_entity: dict[bytes, list[Observation]] = {}
+        for offset, event in events:
+            ids = [event.columns[name] for name in self.view.join_keys]
+            if None not in ids:  # an event of nobody, as far as this view goes
+                by_entity.setdefault(self._key(ids), []).append(self._observation(partition, offset, event))
+        return by_entity
+
+    def _observation(self, partition: int, offset: int, event: Event) -> Observation:
+        values: list[PartValue] = []
+        for part in self.view.layout.parts:
+            value = event.columns[part.column]
+            hashed = digest(repr(value)) if part.kind == "distinct" else 0
+            values.append(observe(part, value, hashed, event.time, partition, offset))
+        return Observation(event.time, partition, offset, tuple(values))
+
+    def _fold_one(self, field: _Field, observations: Sequence[Observation]) -> tuple[_Field | None, int]:
+        """Fold into `field`, in place: the field if it has to be written, and how many events were late."""
+        changed, late = False, 0
+        for observation in observations:
+            if observation.offset > field.offset:
+                if field.tiles.fold(self.view.layout, observation):
+                    field.offset, changed = observation.offset, True
+                else:
+                    late += 1
+        return (field if changed else None), late
+
+    def _fields(
+        self, cache: FieldCache, field: bytes, partition: int, epoch: int, keys: Sequence[bytes]
+    ) -> dict[bytes, _Field]:
+        found = {key: cached for key in keys if (cached := cache.get((key, field))) is not None}
+        missing = [key for key in keys if key not in found]
+        if missing:
+            for key, data in zip(missing, self._store.read_fields([(key, field) for key in missing]), strict=True):
+                found[key] = self._read(partition, epoch, data)
+                cache.put((key, field), found[key])
+        return found
+
+    def _read(self, partition: int, epoch: int, data: bytes | None) -> _Field:
+        if data is None:
+            return _Field(b"", _NO_OFFSET, Tiles())
+        header, stored = tile_codec.unpack_header(data), data[: tile_codec.HEADER.size]
+        if header.epoch > epoch:
+            raise LostPartition(f"{self.view.name}: partition {partition} is folded under epoch {header.epoch} by now")
+        if header.epoch < epoch:
+            return _Field(stored, _NO_OFFSET, Tiles())
+        return _Field(stored, header.offset, tile_codec.unpack(self.view.layout, partition, data))
+
+
+class PresenceFolder:
+    """Moves one presence view's members."""
+
+    def __init__(self, view: PresenceView, store: StreamStore) -> None:
+        self.view, self._store = view, store
+
+    def fold(self, partition: int, epoch: int, cache: FieldCache, events: Sequence[Placed]) -> int:
+        """Apply events in any order; none is ever late. `cache` is not used: the store compares."""
+        moves = []
+        for offset, event in events:
+            columns = event.columns
+            group = layout.group_name([columns[name] for name in self.view.join_keys])
+            moves.append(
+                PresenceEvent(str(columns[self.view.member]), event.time, offset, str(columns[self.view.state]), group)
+            )
+        self._store.apply_presence(self.view, partition, epoch, moves)
+        return 0
+
+
+Folder = WindowFolder | PresenceFolder
+
+
+def folder_of(view: StreamView, store: StreamStore, project: str) -> Folder:
+    """The folder for a view."""
+    return WindowFolder(view, store, project) if isinstance(view, WindowView) else PresenceFolder(view, store)

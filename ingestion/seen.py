@@ -1,0 +1,59 @@
+"""Which events are repeats: the same `event_id` again on a partition counts once, the lowest offset's."""
+
+from collections.abc import Iterable, Mapping
+
+BUCKET_MS = 60_000
+SLACK_MS = 120_000
+"""Ids are kept this much longer than tiles: a repeat's event time may differ by the 60 s a stamp may be ahead, and
+buckets are a minute long."""
+
+
+class SeenIds:
+    """The ids of one partition's recent events, as facts (id hash, lowest offset), by minute of event time."""
+
+    def __init__(self, reach_ms: int) -> None:
+        self._reach = reach_ms + SLACK_MS
+        self._offsets: dict[int, int] = {}
+        self._buckets: dict[int, list[int]] = {}
+        self.newest: int | None = None
+
+    def buckets_kept(self, newest: int) -> range:
+        """The buckets that are kept when the partition's newest event time is `newest`."""
+        return range((newest - self._reach) // BUCKET_MS, newest // BUCKET_MS + 1)
+
+    def load(self, newest: int, facts: Mapping[int, Iterable[tuple[int, int]]]) -> None:
+        """Take over what is stored: {bucket: (id hash, offset) pairs}."""
+        self.newest = newest
+        for bucket, pairs in facts.items():
+            for hashed, offset in pairs:
+                self._note(hashed, offset, bucket)
+
+    def is_repeat(self, hashed: int, offset: int, time: int) -> bool:
+        """Whether the event at `offset` repeats one at a lower offset; notes it if it does not."""
+        known = self._offsets.get(hashed)
+        if known is not None and known < offset:
+            return True
+        self._note(hashed, offset, time // BUCKET_MS)
+        self.newest = time if self.newest is None else max(self.newest, time)
+        return False
+
+    def prune(self) -> list[int]:
+        """Forget ids that no window reaches any more; the buckets that were dropped."""
+        if self.newest is None:
+            return []
+        oldest = self.buckets_kept(self.newest).start
+        gone = [bucket for bucket in self._buckets if bucket < oldest]
+        for bucket in gone:
+            for hashed in self._buckets.pop(bucket):
+                self._offsets.pop(hashed, None)
+        return gone
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def _note(self, hashed: int, offset: int, bucket: int) -> None:
+        known = self._offsets.get(hashed)
+        if known is None:
+            self._buckets.setdefault(bucket, []).append(hashed)
+        if known is None or offset < known:
+            self._offsets[hashed] = offset
