@@ -6,7 +6,7 @@ definitions; nothing is restated.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -108,21 +108,26 @@ def stream_views(views: Iterable[FeatureView]) -> tuple[StreamView, ...]:
 
 def views_of_service(store: FeatureStore, service: FeatureService) -> list[tuple[View, tuple[str, ...]]]:
     """The views of a feature service, compiled, in its order, each with the features that the service takes of it."""
-    return [
-        (
-            compile_view(store.get_feature_view(projection.name)),
-            tuple(feature.name for feature in projection.features),
-        )
-        for projection in service.feature_view_projections
+    compiled = []
+    for projection in service.feature_view_projections:
+        view = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
+        assert isinstance(view, FeatureView)
+        compiled.append((compile_view(view), tuple(feature.name for feature in projection.features)))
+    return compiled
+
+
+def features_hash(views: Sequence[tuple[View, Sequence[str]]], only: Collection[str] | None = None) -> str:
+    """A hash of what features mean; `only` keeps some, by full name (``view__feature``).
+
+    Equal definitions hash equally, whatever their order or version. How late a feature may be served is not in it.
+    """
+    described = [
+        _described(view, feature)
+        for view, features in views
+        for feature in features
+        if only is None or f"{view.name}__{feature}" in only
     ]
-
-
-def service_hash(views: Sequence[tuple[View, Sequence[str]]]) -> str:
-    """A hash of what a service's features mean: equal definitions hash equally, whatever their order or version."""
-    described = sorted(
-        ([_described(view), sorted(features)] for view, features in views), key=lambda d: json.dumps(d, sort_keys=True)
-    )
-    return _digest(described)
+    return _digest(sorted(described, key=lambda d: json.dumps(d, sort_keys=True)))
 
 
 def _window_view(view: StreamFeatureView, common: dict[str, Any]) -> WindowView:
@@ -188,17 +193,21 @@ def _max_lag(view: StreamFeatureView) -> int:
     return round(seconds * 1000)
 
 
-def _described(view: View) -> dict[str, Any]:
-    fields = dict(vars(view))
-    fields["kind"] = type(view).__name__
-    fields["features"] = {name: kind.name for name, kind in view.features.items()}
-    fields["key_types"] = [kind.name for kind in view.key_types]
-    fields.pop("max_lag", None)  # how late it may be served changes no value
+def _described(view: View, feature: str) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "view": view.name,
+        "feature": feature,
+        "type": view.features[feature].name,
+        "keys": [[name, kind.name] for name, kind in zip(view.join_keys, view.key_types, strict=True)],
+    }
     if isinstance(view, WindowView):
-        fields["aggregates"] = sorted([a.name, a.column, a.function, a.window] for a in view.aggregates)
-        fields["layout"] = view.layout.hop
-        del fields["tiles_hash"]
-    return fields
+        aggregate = next(a for a in view.aggregates if a.name == feature)
+        window = [aggregate.column, aggregate.function, aggregate.window, view.layout.hop]
+        return described | {"topic": view.topic, "window": window}
+    if isinstance(view, PresenceView):
+        presence = [view.member, view.state, view.counts[feature], view.ttl]
+        return described | {"topic": view.topic, "presence": presence}
+    return described | {"ttl": view.ttl}
 
 
 def _digest(described: object) -> str:

@@ -163,6 +163,9 @@ EVENT_TYPES: dict[str, EventType] = {
 }
 """Every topic that features are made from."""
 
+TOPICS = (*EVENT_TYPES, DEAD_LETTERS, PREDICTIONS)
+"""Every topic there is."""
+
 _DECODERS = {topic: msgspec.json.Decoder(t.schema) for topic, t in EVENT_TYPES.items()}
 _MOMENTS = {topic: t.moments for topic, t in EVENT_TYPES.items()}
 _FIELDS = {topic: t.schema.__struct_fields__ for topic, t in EVENT_TYPES.items()}

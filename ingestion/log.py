@@ -39,6 +39,20 @@ class LogUnavailable(RuntimeError):
     """The log cannot be reached or did not answer in time; says which and what follows."""
 
 
+class PositionGone(LogUnavailable):
+    """A consumer stands where the log has no records any more (or not yet): reading on would skip some in silence.
+
+    `begin` is the lowest offset that can be read. The consumer raises it again until it is told to `seek` elsewhere.
+    """
+
+    def __init__(self, where: TopicPartition, position: int, begin: int) -> None:
+        super().__init__(
+            f"{where.topic}/{where.partition} cannot be read at offset {position}: the log begins at {begin}; "
+            "records between would be skipped, so the consumer must be told where to go on"
+        )
+        self.where, self.position, self.begin = where, position, begin
+
+
 class LogConsumer(Protocol):
     """A reader of some partitions. Not thread-safe. Positions are where it reads next."""
 
@@ -133,10 +147,10 @@ def open_log(settings: Settings) -> EventLog:
     Connects nowhere yet. Imports the home that is used and no other.
     """
     if settings.kafka_bootstrap_servers:
-        from ingestion.kafka_log import KafkaLog
+        from ingestion.kafka_log import KafkaLog  # noqa: PLC0415  # only the home that is used is loaded
 
         return KafkaLog(settings.kafka_bootstrap_servers, prefix=settings.topic_prefix)
-    from feature_repo.stores.redis_client import connect
-    from ingestion.redis_log import RedisLog
+    from feature_repo.stores.redis_client import connect  # noqa: PLC0415  # see above
+    from ingestion.redis_log import RedisLog  # noqa: PLC0415  # see above
 
     return RedisLog(connect(settings), prefix=settings.topic_prefix)

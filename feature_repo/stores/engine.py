@@ -105,9 +105,10 @@ class TiffinComputeEngine(ComputeEngine):
         query = newest_rows_sql(source, view, files, first, last)
         client = self.online_store.client(self.repo_config)
         with connect(store_settings(self.repo_config)) as connection:
-            reader = connection.execute(query).to_arrow_reader(CHUNK_ROWS)
-            bar = task.tqdm_builder(len(files)) if task.tqdm_builder else None
-            for batch in reader:
+            connection.execute(f"CREATE TEMP TABLE newest AS {query}")
+            ((count,),) = connection.execute("SELECT count(*) FROM newest").fetchall()
+            bar = task.tqdm_builder(count) if task.tqdm_builder else None
+            for batch in connection.execute("FROM newest").to_arrow_reader(CHUNK_ROWS):
                 write_rows(client, self.repo_config.project, view, _rows(view, batch))
                 if bar is not None:
                     bar.update(batch.num_rows)

@@ -141,7 +141,7 @@ class _Reading:
     def take(self, replies: list[Any]) -> bool:
         """Take the replies; False if they were asked for with an outdated number of partitions or instant."""
         at = len(self._plan.topics)
-        self._progress = dict(zip(self._plan.topics, map(_progress, replies[:at]), strict=True))
+        self._progress = dict(zip(self._plan.topics, map(topic_progress, replies[:at]), strict=True))
         counts = {topic: max(found.partitions, 1) for topic, found in self._progress.items()}
         complete = counts == self._plan.partitions
         self._plan.partitions = counts
@@ -252,7 +252,9 @@ class _Reading:
         )
 
 
-class _TopicProgress(NamedTuple):
+class TopicProgress(NamedTuple):
+    """The progress of a topic: how many partitions it has, and those that were folded."""
+
     partitions: int
     by_partition: dict[int, Progress]
 
@@ -264,10 +266,11 @@ class _TopicProgress(NamedTuple):
         return min(progress.complete_until for progress in self.by_partition.values())
 
 
-def _progress(reply: Mapping[bytes, bytes]) -> _TopicProgress:
+def topic_progress(reply: Mapping[bytes, bytes]) -> TopicProgress:
+    """The progress in a topic's hash."""
     count = int(reply.get(layout.PARTITION_COUNT, 0))
     found = {int(p): Progress.unpack(data) for p, data in reply.items() if p != layout.PARTITION_COUNT}
-    return _TopicProgress(count, {p: progress for p, progress in found.items() if p < count})
+    return TopicProgress(count, {p: progress for p, progress in found.items() if p < count})
 
 
 def _kinds(wanted: Wanted) -> list[Any]:

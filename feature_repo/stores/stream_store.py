@@ -83,9 +83,7 @@ class StreamStore:
             self._fenced_write(keys=[write.key], args=[write.field, write.expected, write.value], client=pipe)
         return [bool(answer[0]) for answer in pipe.execute()]
 
-    def note_seen(
-        self, topic: str, partition: int, epoch: int, seen: Mapping[int, Sequence[tuple[int, int]]]
-    ) -> None:
+    def note_seen(self, topic: str, partition: int, epoch: int, seen: Mapping[int, Sequence[tuple[int, int]]]) -> None:
         """Append (id hash, offset) pairs to their buckets. Facts about the log: repeating them changes nothing."""
         pipe = self._client.pipeline(transaction=False)
         for bucket, pairs in seen.items():

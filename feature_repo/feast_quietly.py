@@ -1,0 +1,46 @@
+"""Feast without its warnings about what we know: that stream views are new to it, and how its own parts are named."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from feast import FeatureStore
+from feast.repo_config import load_repo_config
+from feast.repo_operations import apply_total
+
+from feature_repo.settings import Settings
+
+
+def quiet() -> None:
+    """Leave out Feast's notice that stream feature views are experimental: what is experimental there, we replace."""
+    warnings.filterwarnings("ignore", "Stream feature views are experimental", RuntimeWarning)
+
+
+def apply_definitions(settings: Settings) -> None:
+    """What `feast apply` does in the repository folder: registers every object of its modules."""
+    quiet()
+    repo = settings.repo
+    (repo / "data").mkdir(exist_ok=True)
+    # Feast's own command works in the folder and imports its modules from there, as top-level ones.
+    with contextlib.chdir(repo), _importing_from(repo):
+        apply_total(load_repo_config(repo, repo / "feature_store.yaml"), repo, skip_source_validation=False)
+
+
+def open_store(settings: Settings) -> FeatureStore:
+    """The feature store of the repository folder. Connects nowhere yet."""
+    quiet()
+    return FeatureStore(repo_path=str(settings.repo))
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in {path.stem for path in folder.glob("*.py")} & (set(sys.modules) - before):
+            del sys.modules[name]  # another folder's `definitions` is another module

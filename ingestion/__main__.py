@@ -1,0 +1,145 @@
+"""Commands of ingestion: history in, events in, features out."""
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+commands = typer.Typer()
+
+
+@commands.command("import")
+def import_history(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV or Parquet, one order a row")],
+    mapping: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="YAML: your columns as ours")],
+    until: Annotated[datetime | None, typer.Option(help="Take events before this instant (UTC) only")] = None,
+) -> None:
+    """Take your own order history into the event log, saying which rows were refused and why."""
+    from feature_repo.clock import to_ms
+    from feature_repo.settings import settings
+    from ingestion.importer import import_orders
+
+    until_ms = None if until is None else to_ms(until.replace(tzinfo=UTC))
+    report = import_orders(settings(), file, mapping, until_ms=until_ms)
+    typer.echo(f"{report.source}: {report.rows} rows, {report.kept} kept, {report.rows - report.kept} refused")
+    for reason, count in report.refused.most_common():
+        typer.echo(f"  refused {count:>7}  {reason}")
+    for topic, count in report.written.items():
+        typer.echo(f"  written {count:>7}  {topic}")
+    if report.already_there:
+        typer.echo(f"  {report.already_there} events were there already")
+    if report.refused:
+        typer.echo(f"  the refused rows are in {report.refused_file}")
+
+
+@commands.command()
+def simulate(
+    days: Annotated[int, typer.Option(min=1, max=400, help="How many days of history, up to now")] = 28,
+    seed: Annotated[int, typer.Option(help="Which city")] = 7,
+    live: Annotated[bool, typer.Option("--live", help="Push the city's events to the API as they happen")] = False,
+    url: Annotated[str | None, typer.Option(help="Where the API is; by the settings if left out")] = None,
+) -> None:
+    """Make a synthetic city's history (200 restaurants, 12 zones, 400 couriers), or push its life as it happens."""
+    from feature_repo.clock import clock_of
+    from feature_repo.settings import settings
+    from ingestion import live_city
+    from ingestion.progress import bar
+
+    now = clock_of(settings())()
+    if live:
+        live_city.push_live(settings(), seed, url, stopping())
+        return
+    with bar("simulating the city", "days") as advance:
+        counts = live_city.extend_history(settings(), seed, now, timedelta(days=days), advance)
+    typer.echo(", ".join(f"{count} {topic}" for topic, count in counts.items()))
+
+
+@commands.command()
+def push(
+    topic: Annotated[str, typer.Argument(help="order_placed, order_ready, order_delivered or courier_status")],
+    events: Annotated[str, typer.Argument(help="A JSON event or array, a file of either, or - for standard input")],
+    url: Annotated[str | None, typer.Option(help="Where the API is; by the settings if left out")] = None,
+) -> None:
+    """Push events to the API; exits with 1 if any was refused."""
+    from feature_repo.settings import settings
+    from ingestion.push import push_events
+
+    given = Path(events)
+    if events == "-":
+        body = sys.stdin.buffer.read()
+    elif not events.lstrip().startswith(("{", "[")):
+        body = given.read_bytes()
+    else:
+        body = events.encode()
+    answer = push_events(settings(), topic, body, url)
+    typer.echo(answer.text)
+    if answer.status_code != 200:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def worker() -> None:
+    """Fold events into the online store until told to stop; run several to share the partitions."""
+    from feature_repo.clock import clock_of
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.settings import settings
+    from feature_repo.stores.redis_client import connect
+    from feature_repo.stores.stream_store import StreamStore
+    from feature_repo.views import stream_views
+    from ingestion.events import TOPICS
+    from ingestion.log import open_log
+    from ingestion.worker import Worker
+
+    stop = stopping()
+    feast = open_store(settings())
+    views = stream_views(feast.list_stream_feature_views())
+    log = open_log(settings())
+    log.create_topics(TOPICS, settings().partitions)
+    store = StreamStore(connect(settings()), feast.project)
+    Worker(log, store, views, feast.project, clock_of(settings())).run(stop)
+
+
+@commands.command()
+def archive(
+    every: Annotated[float, typer.Option(min=1, help="Publish a file at the latest after so many seconds")] = 300.0,
+) -> None:
+    """Copy the event log to Parquet until told to stop."""
+    from feature_repo.clock import clock_of
+    from feature_repo.settings import settings
+    from ingestion.archive import Archiver
+    from ingestion.events import EVENT_TYPES, TOPICS
+    from ingestion.log import open_log
+
+    stop = stopping()
+    log = open_log(settings())
+    log.create_topics(TOPICS, settings().partitions)
+    Archiver(log, settings(), clock_of(settings()), list(EVENT_TYPES), max_seconds=every).run(stop)
+
+
+@commands.command("batch-features")
+def batch_features(
+    start: Annotated[datetime | None, typer.Option(help="First day; the day after history begins by default")] = None,
+    end: Annotated[datetime | None, typer.Option(help="Last day; today by default")] = None,
+) -> None:
+    """Compute the daily batch features from the event log; days that did not change are not written again."""
+    from feature_repo.clock import clock_of
+    from feature_repo.settings import settings
+    from ingestion.batch_features import compute
+
+    now = clock_of(settings())()
+    counts = compute(settings(), start.date() if start else None, end.date() if end else None, now)
+    typer.echo(", ".join(f"{count} rows of {view}" for view, count in counts.items()))
+
+
+def stopping() -> Callable[[], bool]:
+    """Whether SIGTERM or SIGINT has come; from now on they do nothing else."""
+    import signal
+    import threading
+
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    return told.is_set

@@ -1,0 +1,170 @@
+"""Files of the event log: Parquet that is published whole or not at all, and how far a partition is covered by it.
+
+They lie at ``data/log/<topic>/date=<append date>/<partition>-<first offset>.parquet``, hold the columns of
+``events.arrow_schema`` and are never rewritten. Simulated and imported history never had an append time: it is
+partition -1 in files named ``history-<first offset>.parquet``, its append time is its event time. The footer's key
+``last_offset`` says up to which offset a file speaks for its partition, records that did not parse included.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from feature_repo.clock import from_ms
+from feature_repo.settings import Settings
+from ingestion.events import arrow_schema, event_type
+
+HISTORY = -1
+"""The partition of events that never lay in a log."""
+
+DAY_MS = 86_400_000
+LAST_OFFSET = b"last_offset"
+# Rows are sorted by time, so a row group is a stretch of time that readers can skip by its statistics.
+_ROW_GROUP = 65_536
+_FILE = re.compile(r"(history|\d+)-(\d+)\.parquet")
+
+
+def log_folder(settings: Settings, topic: str) -> Path:
+    """Where the files of `topic` lie."""
+    return settings.data / "log" / topic
+
+
+def publish(final: Path, table: pa.Table) -> None:
+    """Make `table` the file `final`: all of it, on disk, or nothing. Readers never see a part of it.
+
+    Raises FileExistsError, changing nothing, if the name is taken: whoever came first wrote the same records.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    hidden = final.parent / f".{final.stem}-{uuid4().hex}.tmp"
+    try:
+        with hidden.open("xb") as file:
+            pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(hidden, final)  # unlike rename, it fails if the name is there
+    finally:
+        hidden.unlink(missing_ok=True)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name, too, survives a power cut
+    finally:
+        os.close(folder)
+
+
+def publish_next(folder: Path, table: pa.Table) -> Path:
+    """Append `table` to `folder` under the next free number, for rows that have no place of their own in a log."""
+    number = len(list(folder.glob("rows-*.parquet")))
+    while True:
+        final = folder / f"rows-{number:06d}.parquet"
+        try:
+            publish(final, table)
+        except FileExistsError:
+            number += 1
+        else:
+            return final
+
+
+def events_table(topic: str, columns: Mapping[str, Any]) -> pa.Table:
+    """The event log's table from columns (arrays or lists) named as in ``arrow_schema``, instants in milliseconds.
+
+    A missing ``extra`` is null. Derived columns may be missing: they are computed, which needs their sources as arrays.
+    """
+    schema = arrow_schema(topic)
+    length = len(columns["event_time"])
+    arrays = []
+    for field in schema:
+        values = columns.get(field.name)
+        if values is None and field.name in event_type(topic).derived:
+            values = event_type(topic).derived[field.name](dict(columns))
+        if values is None and field.name == "extra":
+            arrays.append(pa.nulls(length, field.type))
+        elif pa.types.is_timestamp(field.type):
+            arrays.append(pc.multiply(pa.array(values, pa.int64()), 1000).cast(field.type))
+        else:
+            arrays.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def publish_events(settings: Settings, topic: str, table: pa.Table, last_offset: int) -> Path:
+    """Publish one file of the event log; `table` holds one partition's records of one append date, in offset order.
+
+    `last_offset` is the highest offset that the file speaks for. Raises FileExistsError if a file begins at the same
+    offset, ValueError for records of several dates or partitions: a reader looks for them by the folder's name.
+    """
+    partitions = pc.unique(table["partition"]).to_pylist()
+    edges = pc.min_max(table["append_time"].cast(pa.int64())).as_py()
+    day = edges["min"] // (DAY_MS * 1000)
+    if len(partitions) != 1 or edges["max"] // (DAY_MS * 1000) != day:
+        raise ValueError(f"{topic}: records of several dates or partitions in one file: readers would miss some")
+    owner = "history" if partitions[0] == HISTORY else str(partitions[0])
+    folder = log_folder(settings, topic) / f"date={from_ms(day * DAY_MS).date().isoformat()}"
+    final = folder / f"{owner}-{table['offset'][0].as_py()}.parquet"
+    metadata = {**(table.schema.metadata or {}), LAST_OFFSET: str(last_offset)}
+    publish(final, table.replace_schema_metadata(metadata))
+    return final
+
+
+def covered(settings: Settings, topic: str) -> dict[int, int]:
+    """Of each partition of `topic` that has files, the highest offset that they speak for.
+
+    Raises ValueError for a newest file without ``last_offset``: where to go on from would be a guess.
+    """
+    newest: dict[int, tuple[int, Path]] = {}
+    for path in log_folder(settings, topic).glob("date=*/*.parquet"):
+        match = _FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        partition = HISTORY if match[1] == "history" else int(match[1])
+        newest[partition] = max(newest.get(partition, (-1, path)), (int(match[2]), path))
+    return {partition: _last_offset(path) for partition, (_, path) in newest.items()}
+
+
+def log_dates(settings: Settings, topic: str) -> list[date]:
+    """The append dates that `topic` has files of, sorted."""
+    folders = {path.parent.name for path in log_folder(settings, topic).glob("date=*/*.parquet")}
+    return sorted(date.fromisoformat(name.removeprefix("date=")) for name in folders)
+
+
+def append_history(settings: Settings, topic: str, columns: Mapping[str, Any]) -> int:
+    """Add events that never lay in a log, one file a date, and give their number.
+
+    `columns` are arrays or lists of equal length: the event's fields and ``event_time``, instants in milliseconds. The
+    events are sorted by time and numbered on from the history that is there. One writer at a time, a topic.
+    """
+    times = np.asarray(columns["event_time"], dtype=np.int64)
+    if not len(times):
+        return 0
+    first = covered(settings, topic).get(HISTORY, -1) + 1
+    numbered = {
+        **columns,
+        "partition": np.full(len(times), HISTORY, dtype=np.int32),
+        "offset": np.zeros(len(times), dtype=np.int64),
+        "append_time": times,
+    }
+    order = np.argsort(times, kind="stable")
+    offsets = pa.array(np.arange(first, first + len(times)))
+    table = events_table(topic, numbered).take(pa.array(order))
+    table = table.set_column(table.schema.get_field_index("offset"), table.schema.field("offset"), offsets)
+    edges = np.flatnonzero(np.diff(times[order] // DAY_MS)) + 1
+    for start, end in zip([0, *edges.tolist()], [*edges.tolist(), len(times)], strict=True):
+        publish_events(settings, topic, table.slice(start, end - start), last_offset=first + end - 1)
+    return len(times)
+
+
+def _last_offset(path: Path) -> int:
+    metadata = pq.read_metadata(path).metadata or {}
+    try:
+        return int(metadata[LAST_OFFSET])
+    except KeyError:
+        raise ValueError(
+            f"{path}: no last_offset in its footer: it cannot be told how far its partition goes"
+        ) from None

@@ -1,0 +1,55 @@
+"""Commands of the models: train and register."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+commands = typer.Typer()
+
+
+@commands.command()
+def train(
+    since: Annotated[
+        datetime | None, typer.Option(help="Orders placed from here (UTC); all history by default")
+    ] = None,
+    until: Annotated[datetime | None, typer.Option(help="... and before here; now by default")] = None,
+    test_from: Annotated[
+        datetime | None, typer.Option(help="Measure on the orders from here; the last fifth of the time by default")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="name=text: orders whose extra field holds the text, e.g. is_asap=true")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="0: one a core")] = 1,
+) -> None:
+    """Train, measure, export, register and take into use the models of both modes."""
+    from rich.console import Console
+
+    from feature_repo.clock import clock_of, from_ms
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.settings import settings
+    from models.pipeline import Plan, report, train_all
+
+    now = from_ms(clock_of(settings())())
+    plan = Plan(
+        since=_utc(since) or now - timedelta(days=3650),
+        until=_utc(until) or now,
+        test_from=_utc(test_from),
+        where=dict(_pair(text) for text in only or []),
+        threads=threads,
+    )
+    console = Console(stderr=True)
+    with console.status("training") as status:
+        results = train_all(open_store(settings()), settings(), plan, status.update)
+    Console().print(report(results))
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.replace(tzinfo=UTC)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"--only {text!r} is not name=text")
+    return name, value

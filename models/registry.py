@@ -1,0 +1,298 @@
+"""The models in use: a plain folder, checked whenever it is read. The only module that imports onnxruntime.
+
+    <root>/<name>/<version>/median.onnx, p90.onnx, manifest.json
+    <root>/<name>/current                                          the version in use, one line
+
+A version is published whole (written aside, synced, renamed) and never changed; `current` is replaced by a rename. So a
+reader sees a whole version or none, whenever a publisher is killed. Instants are ms since the epoch, UTC.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime
+import structlog
+from numpy.typing import NDArray
+
+from feature_repo.clock import from_ms
+from models.vector import REQUEST_FEATURES, FeatureVector, Matrix, request_features
+
+__all__ = [
+    "REQUEST_FEATURES",
+    "FeatureVector",
+    "Manifest",
+    "Matrix",
+    "Model",
+    "ModelBroken",
+    "Registry",
+    "Scorer",
+    "Watcher",
+    "request_features",
+]
+
+FILES = ("median.onnx", "p90.onnx")
+MANIFEST, CURRENT = "manifest.json", "current"
+RECHECK_MS = 5_000
+"""How long a watcher trusts the alias that it has read."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_VERSION = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+_log = structlog.get_logger(__name__)
+
+
+class ModelBroken(RuntimeError):
+    """A model that must not answer: the file that is at fault, and why."""
+
+    def __init__(self, file: Path, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file, self.reason = file, reason
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a version.
+
+    `stored_features` are read from the feature store, in this order; the request's own follow them. `trained_ms` is the
+    first and the last instant trained on; `sha256` is of each file, in hexadecimal.
+    """
+
+    name: str
+    service: str
+    created_ms: int
+    stored_features: tuple[str, ...]
+    request_features: tuple[str, ...]
+    definition_hash: str
+    metrics: dict[str, dict[str, float]]
+    gain: dict[str, dict[str, float]]
+    trained_ms: tuple[int, int]
+    rows: dict[str, int]
+    sha256: dict[str, str] = {}
+    version: str = ""
+
+    def content_version(self) -> str:
+        """The version that this content has: its second of creation, to sort by, and the start of its hash."""
+        content = msgspec.json.encode(msgspec.structs.replace(self, version=""), order="deterministic")
+        return f"{from_ms(self.created_ms):%Y%m%dT%H%M%SZ}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+class Scorer:
+    """One ONNX file, ready to score. On the caller's thread: a row takes less time than waking another one."""
+
+    def __init__(self, onnx: bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, matrix: Matrix) -> NDArray[np.float32]:
+        """Scores of [n, features] rows, shape [n]. onnxruntime raises for another width than the file declares."""
+        scores: NDArray[np.float32] = self._session.run(None, {self._input: matrix})[0]
+        return scores[:, 0]
+
+
+class Model:
+    """A loaded version: predicts minutes from placed to delivered."""
+
+    def __init__(self, manifest: Manifest, median: Scorer, p90: Scorer) -> None:
+        self.manifest, self._median, self._p90 = manifest, median, p90
+        self.vector = FeatureVector(manifest.stored_features)
+
+    def predict(self, matrix: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(median, p90) in minutes, each of shape [n], for float32 rows [n, features] in the order of `vector.names`.
+
+        Two models may cross; p90 is never below the median. Raises ValueError for another shape or type.
+        """
+        width = len(self.vector.names)
+        if matrix.dtype != np.float32 or matrix.ndim != 2 or matrix.shape[1] != width:
+            raise ValueError(
+                f"matrix {matrix.dtype} {matrix.shape}: {self.manifest.name} takes float32 [n, {width}], other columns "
+                "would be read as its features"
+            )
+        median = self._median(matrix)
+        return median, np.maximum(self._p90(matrix), median)
+
+
+class Registry:
+    """The folder of models, ``<data>/models``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def publish(self, manifest: Manifest, files: Mapping[str, bytes]) -> str:
+        """Store a version and return it; the manifest's own `version` and `sha256` are filled in here.
+
+        Publishing the same content again changes nothing. It is not in use before `promote`.
+        Raises ValueError for a name that is no plain word, or files other than FILES.
+        """
+        if set(files) != set(FILES):
+            raise ValueError(f"files {sorted(files)}: a version is exactly {', '.join(FILES)}")
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        manifest = msgspec.structs.replace(manifest, sha256=sums)
+        manifest = _decoded(msgspec.json.encode(manifest))  # as readers will see it: a whole number may be a float
+        manifest = msgspec.structs.replace(manifest, version=manifest.content_version())
+        folder = self._folder(manifest.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".publishing-", dir=folder))
+        try:
+            document = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+            for name, content in {**files, MANIFEST: document}.items():
+                _write_synced(aside / name, content)
+            aside.chmod(0o755)  # a temporary folder is its owner's alone; the API may run as somebody else
+            _sync_folder(aside)
+            if not (folder / manifest.version).exists():
+                aside.rename(folder / manifest.version)
+                _sync_folder(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return manifest.version
+
+    def promote(self, name: str, version: str) -> None:
+        """Put `version` into use. Raises ModelBroken, and changes nothing, if it cannot be loaded."""
+        self.load(name, version)
+        folder = self._folder(name)
+        handle, aside = tempfile.mkstemp(prefix=".current-", dir=folder)
+        os.close(handle)
+        _write_synced(Path(aside), f"{version}\n".encode())
+        Path(aside).chmod(0o644)
+        Path(aside).replace(folder / CURRENT)
+        _sync_folder(folder)
+
+    def versions(self, name: str) -> list[str]:
+        """Every published version, oldest first."""
+        folder = self._folder(name)
+        return (
+            sorted(path.name for path in folder.iterdir() if _VERSION.fullmatch(path.name)) if folder.is_dir() else []
+        )
+
+    def current(self, name: str) -> str:
+        """The version in use. Raises ModelBroken if none was promoted, or the alias is no version."""
+        alias = self._folder(name) / CURRENT
+        try:
+            version = alias.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelBroken(alias, f"names no version in use ({error})") from None
+        if not _VERSION.fullmatch(version):
+            raise ModelBroken(alias, f"{version[:80]!r} is no version")
+        return version
+
+    def load(self, name: str, version: str | None = None) -> Model:
+        """A version (default: the one in use), checked: checksums, width, finite answers to rows of zeros and of NaN.
+
+        Raises ModelBroken naming the file and the reason.
+        """
+        folder = self._folder(name) / self._version(name, version)
+        manifest = _read_manifest(folder / MANIFEST, name)
+        width = len(manifest.stored_features) + len(manifest.request_features)
+        median, p90 = (_scorer(folder / file, manifest.sha256.get(file), width) for file in FILES)
+        return Model(manifest, median, p90)
+
+    def _version(self, name: str, version: str | None) -> str:
+        if version is None:
+            return self.current(name)
+        if not _VERSION.fullmatch(version):
+            raise ValueError(f"version {version!r}: expected like 20261122T180405Z-0123abcd")
+        return version
+
+    def _folder(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"model name {name!r}: lower-case letters, digits and _ only, since it is a folder's name")
+        return self.root / name
+
+
+class Watcher:
+    """The model in use, followed: a promoted version is taken up without restart, a broken one is refused.
+
+    `last_error` says why the version named by the alias is not the one answering; None when it is.
+    """
+
+    def __init__(self, registry: Registry, name: str, recheck_ms: int = RECHECK_MS) -> None:
+        self.last_error: ModelBroken | None = None
+        self._registry, self._name, self._recheck_ms = registry, name, recheck_ms
+        self._model: Model | None = None
+        self._checked: int | None = None
+
+    def current(self, now: int) -> Model:
+        """The model to answer with at `now` (ms). Raises ModelBroken if there never was a sound one.
+
+        The alias is read again when `recheck_ms` have passed, or the clock has been set back.
+        """
+        if self._checked is None or abs(now - self._checked) >= self._recheck_ms:
+            self._checked = now
+            self._check()
+        if self._model is None:
+            assert self.last_error is not None  # _check leaves a model or an error
+            # A new one: the same one, raised at every request, would gather a traceback of them all.
+            raise ModelBroken(self.last_error.file, self.last_error.reason)
+        return self._model
+
+    def _check(self) -> None:
+        try:
+            version = self._registry.current(self._name)
+            if self._model is None or version != self._model.manifest.version:
+                self._model = self._registry.load(self._name, version)
+                _log.info("model_loaded", name=self._name, version=version)
+        except ModelBroken as error:
+            if str(error) != str(self.last_error):  # once, not at every check
+                kept = self._model.manifest.version if self._model else None
+                _log.error("model_refused", name=self._name, file=str(error.file), reason=error.reason, kept=kept)
+            self.last_error = error
+        else:
+            self.last_error = None
+
+
+def _decoded(document: bytes) -> Manifest:
+    return msgspec.json.decode(document, type=Manifest)
+
+
+def _read_manifest(file: Path, name: str) -> Manifest:
+    """The manifest, as long as it is what was published: its content gives the version that its folder is named by."""
+    try:
+        manifest = _decoded(file.read_bytes())
+        version = manifest.content_version()
+    except (OSError, OverflowError, msgspec.MsgspecError) as error:  # overflow: an instant that no year holds
+        raise ModelBroken(file, f"cannot be read ({error})") from None
+    if manifest.name != name or not manifest.version == version == file.parent.name:
+        raise ModelBroken(file, f"is not what was published as {name} {file.parent.name}")
+    if manifest.request_features != REQUEST_FEATURES:
+        raise ModelBroken(file, f"wants {manifest.request_features}, this program derives {REQUEST_FEATURES}")
+    return manifest
+
+
+def _scorer(file: Path, sha256: str | None, width: int) -> Scorer:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ModelBroken(file, f"cannot be read ({error})") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ModelBroken(file, "its checksum is not the manifest's: damaged, or exchanged")
+    try:
+        scorer = Scorer(content)
+        scores = scorer(np.array([[0.0] * width, [np.nan] * width], dtype=np.float32))
+    except Exception as error:  # onnxruntime raises its own classes, of no common base
+        raise ModelBroken(file, f"does not take a row of {width} features ({error})") from None
+    if not np.isfinite(scores).all():
+        raise ModelBroken(file, f"answers {scores.tolist()} to rows of zeros and of missing values")
+    return scorer
+
+
+def _write_synced(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,30 @@
+"""Commands of serving: the HTTP server."""
+
+from typing import Annotated
+
+import typer
+
+commands = typer.Typer()
+
+
+@commands.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to bind to [env: TIFFIN_HOST; default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="[env: TIFFIN_PORT; default: 8088]")] = None,
+) -> None:
+    """Answer predictions and take events over HTTP until told to stop."""
+    import uvicorn
+
+    from feature_repo.feast_quietly import quiet
+    from feature_repo.settings import settings
+    from serving.app import create_app
+
+    quiet()
+    given = settings()
+    uvicorn.run(
+        create_app(given),
+        host=host or given.host,
+        port=given.port if port is None else port,
+        access_log=False,
+        log_level="warning",
+    )

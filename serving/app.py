@@ -1,0 +1,72 @@
+"""The HTTP server, put together: everything is made here, from the settings, and connects when the server starts."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from feast import FeatureStore
+
+from feature_repo.clock import clock_of
+from feature_repo.settings import Settings
+from feature_repo.stores.redis_client import connect_async
+from feature_repo.views import BatchView, StreamView, views_of_service
+from ingestion.log import open_log
+from models.registry import Registry, Watcher
+from serving import problems
+from serving.eta_api import eta_router
+from serving.events_api import events_router
+from serving.health import health_router
+from serving.metrics import REGISTRY, REQUESTS, SECONDS, LagCollector
+from serving.modes import Mode
+from serving.predictor import Predictor
+from serving.reader import FeatureReader
+
+SERVICE = "eta_streaming"
+ENTITY = "restaurant_id"
+MODELS = {Mode.STREAMING: "eta_streaming", Mode.BATCH_FEATURES: "eta_batch"}
+
+logger = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The app. Raises, at start-up, what is wrong with the registry: better no server than one that serves nonsense."""
+    store = FeatureStore(repo_path=str(settings.repo))
+    views = views_of_service(store, store.get_feature_service(SERVICE))
+    streams: list[StreamView] = [view for view, _ in views if not isinstance(view, BatchView)]
+    topics = sorted({view.topic for view in streams})
+    clock = clock_of(settings)
+    log = open_log(settings)
+    client = connect_async(settings)
+    registry = Registry(settings.data / "models")
+    watchers = {mode: Watcher(registry, name) for mode, name in MODELS.items()}
+    predictor = Predictor(FeatureReader(client, store.project, views, ENTITY, clock), watchers, views, clock)
+    lags = LagCollector()
+    REGISTRY.register(lags)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        log.close()
+        await client.aclose()
+        REGISTRY.unregister(lags)
+
+    app = FastAPI(title="Tiffin", version="0.1.0", lifespan=lifespan, description="Delivery predictions, with reasons")
+    problems.install(app)
+    app.middleware("http")(_measured)
+    app.include_router(eta_router(predictor))
+    app.include_router(events_router(log, clock))
+    app.include_router(health_router(client, store.project, streams, topics, predictor, lags, clock))
+
+    return app
+
+
+async def _measured(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    start = time.perf_counter()
+    response = await answer(request)
+    route = request.scope.get("route")
+    path = getattr(route, "path", "unknown")  # the pattern, so that ids make no labels
+    REQUESTS.labels(route=path, status=response.status_code).inc()
+    SECONDS.labels(route=path).observe(time.perf_counter() - start)
+    return response

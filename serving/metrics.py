@@ -1,0 +1,39 @@
+"""What the server counts, in Prometheus' terms."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from feature_repo.stores.stream_lag import TopicLag
+
+REGISTRY = CollectorRegistry()
+
+REQUESTS = Counter("tiffin_requests_total", "HTTP requests answered", ["route", "status"], registry=REGISTRY)
+SECONDS = Histogram(
+    "tiffin_request_seconds",
+    "Time to answer a request",
+    ["route"],
+    registry=REGISTRY,
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
+PREDICTIONS = Counter("tiffin_predictions_total", "Predictions answered, by mode", ["mode"], registry=REGISTRY)
+REFUSALS = Counter("tiffin_prediction_problems_total", "Orders answered by a problem", ["status"], registry=REGISTRY)
+EVENTS = Counter("tiffin_events_total", "Events received over HTTP", ["topic", "outcome"], registry=REGISTRY)
+MODELS = Gauge("tiffin_model_in_use", "1 for the model version that answers", ["name", "version"], registry=REGISTRY)
+
+
+class LagCollector(Collector):
+    """The streams' lag as it was last looked at."""
+
+    def __init__(self) -> None:
+        self.lags: list[TopicLag] = []
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Seconds that a topic's features are behind; absent where nothing was folded yet."""
+        family = GaugeMetricFamily("tiffin_stream_lag_seconds", "How far a topic is behind", labels=["topic"])
+        for lag in self.lags:
+            if lag.seconds is not None:
+                family.add_metric([lag.topic], lag.seconds)
+        yield family

@@ -1,0 +1,83 @@
+"""Errors as RFC 9457 problem details: field, value, consequence; never a stack trace."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+_SHOWN = 200  # characters of a refused value that are shown
+_log = structlog.get_logger(__name__)
+
+
+class ProblemDetails(BaseModel):
+    """The body of every error (media type application/problem+json)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class Problem(Exception):
+    """An answer that is a problem."""
+
+    def __init__(self, status: int, title: str, detail: str, **extra: Any) -> None:
+        super().__init__(detail)
+        self.status, self.title, self.detail, self.extra = status, title, detail, extra
+
+
+def problem_response(
+    status: int,
+    title: str,
+    detail: str,
+    extra: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A problem details answer."""
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **(extra or {})}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+def invalid(error: ValidationError | RequestValidationError) -> Problem:
+    """What a request's validation found, field by field."""
+    errors = []
+    for found in error.errors():
+        field = ".".join(str(place) for place in found["loc"] if place not in ("body", "query", "path")) or "body"
+        errors.append({"field": field, "value": repr(found.get("input"))[:_SHOWN], "reason": found["msg"]})
+    first = errors[0]
+    detail = f"{first['field']} is {first['value']}: {first['reason']}. Nothing was predicted or stored"
+    return Problem(422, "Invalid request", detail, errors=errors)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app as a problem."""
+
+    async def problem(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Problem)
+        return problem_response(error.status, error.title, error.detail, error.extra)
+
+    async def validation(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return await problem(request, invalid(error))
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return problem_response(error.status_code, str(error.detail), detail, headers=error.headers)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        _log.error("request failed", path=request.url.path, exc_info=error)
+        return problem_response(500, "Internal error", "The request failed here, not by its content; it was logged")
+
+    app.add_exception_handler(Problem, problem)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,94 @@
+"""What is asked and answered over HTTP."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from feature_repo.stores.reading import Status
+from serving.modes import Mode
+
+MAX_ORDERS = 500
+Id = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+
+class Order(BaseModel):
+    """An order to predict for. `zone_id` defaults to the restaurant's own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    restaurant_id: Id
+    zone_id: Id | None = None
+    require: Mode | None = Field(default=None, strict=False)
+    """Refuse an answer of a lower rung than this."""
+
+
+class Orders(BaseModel):
+    """Up to 500 orders, each answered for itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    orders: list[Order] = Field(min_length=1, max_length=MAX_ORDERS)
+
+
+class FeatureValue(BaseModel):
+    """A feature as it was served. `age_seconds` is how old what it speaks of is, at `as_of`; null if unknown."""
+
+    value: int | float | str | list[float] | None
+    status: str = Field(json_schema_extra={"enum": [status.name for status in Status]})
+    age_seconds: float | None
+
+
+class ModelUsed(BaseModel):
+    """The model that predicted."""
+
+    name: str
+    version: str
+
+
+class Eta(BaseModel):
+    """When the order is expected, in minutes from `as_of`, and from what."""
+
+    prediction_id: str
+    restaurant_id: int
+    eta_minutes: float
+    eta_minutes_p90: float
+    mode: Mode
+    stepped_down: list[str] = Field(description="Why no better mode answered; empty in the best one")
+    as_of: str
+    model: ModelUsed
+    features: dict[str, FeatureValue]
+
+
+class Outcome(BaseModel):
+    """One order of a batch: an answer or a problem."""
+
+    index: int
+    eta: Eta | None = None
+    problem: dict[str, object] | None = None
+
+
+class Outcomes(BaseModel):
+    """A batch's answers, in the order asked."""
+
+    outcomes: list[Outcome]
+
+
+class EventOutcome(BaseModel):
+    """One event: in the log, or refused with the field and the reason."""
+
+    index: int
+    status: Literal["accepted", "refused"]
+    event_id: str | None = None
+    partition: int | None = None
+    field: str | None = None
+    value: str | None = None
+    reason: str | None = None
+
+
+class EventsTaken(BaseModel):
+    """What became of the events that were sent."""
+
+    topic: str
+    accepted: int
+    refused: int
+    outcomes: list[EventOutcome]

@@ -1,0 +1,111 @@
+"""Servers for the tests: a real Valkey and a real Kafka, started once a session, and an event log on each."""
+
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from deploy.servers import KafkaServer, ServiceError, free_port, why_no_kafka
+from feature_repo.settings import Settings
+from feature_repo.stores import embedded
+from feature_repo.stores.redis_client import Redis, connect
+from ingestion.log import EventLog
+from ingestion.redis_log import RedisLog
+
+with warnings.catch_warnings():
+    # Its schemas are read by functions that Python 3.11 deprecates and 3.13 does not; here, since warnings are errors.
+    warnings.filterwarnings("ignore", r"(read|open)_text is deprecated", DeprecationWarning)
+    from kafka import KafkaAdminClient
+
+    from ingestion.kafka_log import KafkaLog
+
+LEASE_MS = 3_000
+"""How long a silent member keeps its partitions in tests, in either home: short, for tests wait for it."""
+
+
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A Kafka node. Tests are skipped where it cannot run; with TIFFIN_REQUIRE_KAFKA=1 they fail."""
+    lacking = why_no_kafka()
+    if lacking is not None and os.environ.get("TIFFIN_REQUIRE_KAFKA") != "1":
+        pytest.skip(lacking)
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"), free_port())
+    try:
+        server.start()
+    except ServiceError as error:
+        pytest.fail(str(error), pytrace=False)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The data folder of an embedded Valkey that runs."""
+    data = tmp_path_factory.mktemp("valkey")
+    child = embedded.start(data)
+    yield data
+    embedded.stop(child)
+
+
+@pytest.fixture
+def redis_client(valkey: Path) -> Iterator[Redis]:
+    """A client of that Valkey, which is empty."""
+    client = connect(Settings(REDIS_URL=SecretStr(f"unix://{embedded.socket_path(valkey)}")))
+    client.flushall()
+    yield client
+    client.close()
+
+
+@dataclass(frozen=True)
+class LogHome:
+    """A home of the event log, and what tests must do to it that the port does not offer."""
+
+    log: EventLog
+    dead: EventLog
+    """A log of the same home whose server is not there."""
+    delete_topic: Callable[[str], None]
+
+
+@pytest.fixture(params=["redis", pytest.param("kafka", marks=pytest.mark.kafka)])
+def log_home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LogHome]:
+    """Each home in turn, under a prefix that no other test uses."""
+    prefix = f"test-{uuid.uuid4().hex[:12]}-"
+    if request.param == "kafka":
+        server: KafkaServer = request.getfixturevalue("kafka_server")
+        home = _kafka_home(server.bootstrap_servers, prefix)
+    else:
+        home = _redis_home(request.getfixturevalue("redis_client"), prefix, tmp_path)
+    yield home
+    home.log.close()
+    home.dead.close()
+
+
+@pytest.fixture
+def event_log(log_home: LogHome) -> EventLog:
+    """An empty event log, of each home in turn."""
+    return log_home.log
+
+
+def _kafka_home(servers: str, prefix: str) -> LogHome:
+    def delete_topic(topic: str) -> None:
+        admin = KafkaAdminClient(bootstrap_servers=servers)
+        admin.delete_topics([prefix + topic])
+        admin.close()
+
+    log = KafkaLog(servers, prefix, session_timeout_ms=LEASE_MS)
+    return LogHome(log, KafkaLog(f"127.0.0.1:{free_port()}"), delete_topic)
+
+
+def _redis_home(client: Redis, prefix: str, folder: Path) -> LogHome:
+    def delete_topic(topic: str) -> None:
+        keys: Any = client.keys(f"{prefix}log:{topic}*")
+        client.delete(*keys)
+
+    nowhere = connect(Settings(REDIS_URL=SecretStr(f"unix://{folder}/nothing.sock")))
+    return LogHome(RedisLog(client, prefix, lease_ms=LEASE_MS), RedisLog(nowhere), delete_topic)
