@@ -1,6 +1,8 @@
 """Commands that run everything together."""
 
 import time
+from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +46,25 @@ def up(
         while not stop():
             stack.watch()
             time.sleep(0.5)
+
+
+@commands.command()
+def drill(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The order history that was imported")],
+    mapping: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Its mapping")],
+    start: Annotated[datetime, typer.Option(help="The first instant replayed (UTC)")],
+    end: Annotated[datetime, typer.Option(help="... and the first that is not")],
+    rate: Annotated[float, typer.Option(min=0.1, max=60, help="How many times as fast as it happened")] = 20.0,
+) -> None:
+    """Replay recorded history on one clock through log, worker and API, and compare predictions with what came true."""
+    import json
+    from datetime import UTC
+
+    from deploy.drill import drill as run
+    from feature_repo.clock import to_ms
+
+    figures = run(file, mapping, to_ms(start.replace(tzinfo=UTC)), to_ms(end.replace(tzinfo=UTC)), rate)
+    typer.echo(json.dumps(figures))
 
 
 @commands.command()

@@ -184,6 +184,24 @@ zone_couriers = StreamFeatureView(
     },
 )
 
+# Open orders: a presence view over two topics. A member's state is the topic of its latest event (`topic`), so an order
+# counts from the moment it is placed until it is delivered; one never delivered counts for the TTL.
+zone_open_orders = StreamFeatureView(
+    name="zone_open_orders",
+    entities=[zone],
+    ttl=timedelta(hours=3),
+    source=order_placed,
+    timestamp_field="event_time",
+    schema=[Field(name="zone_open_orders", dtype=Int64)],
+    tags={
+        "presence.member": "order_id",
+        "presence.state": "topic",
+        "presence.topics": "order_placed order_delivered",
+        "presence.count.zone_open_orders": "order_placed",
+        "max_lag_seconds": MAX_LAG_SECONDS,
+    },
+)
+
 eta_batch = FeatureService(name="eta_batch", features=[restaurant_profile, restaurant_prep_stats])
 
 eta_streaming = FeatureService(
@@ -196,6 +214,7 @@ eta_streaming = FeatureService(
         zone_recent_orders,
         zone_recent_deliveries,
         zone_couriers,
+        zone_open_orders,
     ],
 )
 

@@ -14,8 +14,12 @@ from feature_repo.settings import Settings
 
 
 def quiet() -> None:
-    """Leave out Feast's notice that stream feature views are experimental: what is experimental there, we replace."""
+    """Leave out Feast's notice that stream feature views are experimental: what is experimental there, we replace.
+
+    Feast also shows every library's deprecation notices; kafka-python's, on Python 3.11, tell a user nothing.
+    """
     warnings.filterwarnings("ignore", "Stream feature views are experimental", RuntimeWarning)
+    warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
 
 
 def apply_definitions(settings: Settings) -> None:

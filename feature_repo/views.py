@@ -19,6 +19,9 @@ from feature_repo.windows import Aggregate, Layout
 DEFAULT_HOP = timedelta(minutes=1)
 DEFAULT_MAX_LAG_SECONDS = 10.0
 _PRESENCE_MEMBER, _PRESENCE_STATE, _PRESENCE_COUNT = "presence.member", "presence.state", "presence.count."
+_PRESENCE_TOPICS = "presence.topics"
+TOPIC_STATE = "topic"
+"""As the state column of a presence view: the topic that the member's latest event came on."""
 
 
 class BadDefinition(ValueError):
@@ -51,6 +54,11 @@ class WindowView:
     tiles_hash: str
 
     @property
+    def topics(self) -> tuple[str, ...]:
+        """The topics that it is folded from: its one."""
+        return (self.topic,)
+
+    @property
     def reach(self) -> int:
         """How far before an instant its windows can reach: W + h."""
         return self.layout.horizon + self.layout.hop
@@ -58,13 +66,16 @@ class WindowView:
 
 @dataclass(frozen=True)
 class PresenceView:
-    """A view that counts members by group and state, by each member's latest event; times in ms."""
+    """A view that counts members by group and state, by each member's latest event; times in ms.
+
+    Of events of one time, one on a later topic of `topics` is the later.
+    """
 
     name: str
     join_keys: tuple[str, ...]
     key_types: tuple[ValueType, ...]
     features: Mapping[str, ValueType]
-    topic: str
+    topics: tuple[str, ...]
     member: str
     state: str
     counts: Mapping[str, str]
@@ -95,7 +106,6 @@ def compile_view(view: FeatureView) -> View:
     }
     if not isinstance(view, StreamFeatureView):
         return BatchView(**common, ttl=_ms(view.ttl))
-    common["topic"] = _topic(view)
     common["max_lag"] = _max_lag(view)
     return _window_view(view, common) if view.aggregations else _presence_view(view, common)
 
@@ -136,13 +146,18 @@ def _window_view(view: StreamFeatureView, common: dict[str, Any]) -> WindowView:
         for a in view.aggregations
     )
     _same_names(view.name, common["features"], (a.name for a in aggregates), "aggregations")
+    topic = _topic(view)
     try:
         layout = Layout.of(_ms(view.tiling_hop_size or DEFAULT_HOP), aggregates)
     except ValueError as error:
         raise BadDefinition(f"{view.name}.{error}") from None
-    tiles = [common["topic"], common["join_keys"], layout.hop, [[p.column, p.kind] for p in layout.parts]]
+    tiles = [topic, common["join_keys"], layout.hop, [[p.column, p.kind] for p in layout.parts]]
     return WindowView(
-        **common, aggregates=aggregates, layout=layout, tiles_hash=_digest([view.name, *tiles, layout.hops_kept])
+        **common,
+        topic=topic,
+        aggregates=aggregates,
+        layout=layout,
+        tiles_hash=_digest([view.name, *tiles, layout.hops_kept]),
     )
 
 
@@ -160,8 +175,14 @@ def _presence_view(view: StreamFeatureView, common: dict[str, Any]) -> PresenceV
     if ttl <= 0:
         raise BadDefinition(f"{view.name}: ttl is {ttl} ms: members that fell silent would count for ever")
     member, state = view.tags[_PRESENCE_MEMBER], view.tags[_PRESENCE_STATE]
-    digest = _digest([view.name, common["topic"], common["join_keys"], member, state])
-    return PresenceView(**common, member=member, state=state, counts=counts, ttl=ttl, tiles_hash=digest)
+    topics = tuple(view.tags.get(_PRESENCE_TOPICS, _topic(view)).split())
+    if topics[:1] != (_topic(view),) or (len(topics) > 1 and state != TOPIC_STATE):
+        raise BadDefinition(
+            f"{view.name}: tag {_PRESENCE_TOPICS} is {' '.join(topics)!r}: it must begin with the source's topic "
+            f"{_topic(view)!r}, and several topics need the state {TOPIC_STATE!r}: their events have no other in common"
+        )
+    digest = _digest([view.name, topics, common["join_keys"], member, state])
+    return PresenceView(**common, topics=topics, member=member, state=state, counts=counts, ttl=ttl, tiles_hash=digest)
 
 
 def _same_names(view: str, features: Iterable[str], computed: Iterable[str], what: str) -> None:
@@ -206,7 +227,7 @@ def _described(view: View, feature: str) -> dict[str, Any]:
         return described | {"topic": view.topic, "window": window}
     if isinstance(view, PresenceView):
         presence = [view.member, view.state, view.counts[feature], view.ttl]
-        return described | {"topic": view.topic, "presence": presence}
+        return described | {"topics": view.topics, "presence": presence}
     return described | {"ttl": view.ttl}
 
 

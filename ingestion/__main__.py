@@ -122,7 +122,9 @@ def archive(
 @commands.command("batch-features")
 def batch_features(
     start: Annotated[datetime | None, typer.Option(help="First day; the day after history begins by default")] = None,
-    end: Annotated[datetime | None, typer.Option(help="Last day; today by default")] = None,
+    end: Annotated[
+        datetime | None, typer.Option(help="Last day; 28 days after history ends, or today, by default")
+    ] = None,
 ) -> None:
     """Compute the daily batch features from the event log; days that did not change are not written again."""
     from feature_repo.clock import clock_of

@@ -98,18 +98,23 @@ FROM newest
 """
 
 
+_LONGEST = timedelta(days=28)
+"""The longest window of a feature."""
+
+
 def compute(settings: Settings, as_of_start: date | None, as_of_end: date | None, now_ms: int) -> dict[str, int]:
     """Append the rows of each midnight from `as_of_start` to `as_of_end` (both included, never later than `now_ms`).
 
-    None: from the day after history begins, and up to today. Only records appended by `now_ms` count; it is the rows'
-    ``created``. Gives the rows written by view; an empty history gives none.
+    None: from the day after history begins to 28 days after it ends, when nothing of it counts any more, or today.
+    Only records appended by `now_ms` count; it is the rows' ``created``. Gives the rows written by view; an empty
+    history gives none.
     """
     now = from_ms(now_ms)
-    begun = [dates[0] for topic in _TOPICS if (dates := log_dates(settings, topic))]
-    if not begun:
+    days = [dates for topic in _TOPICS if (dates := log_dates(settings, topic))]
+    if not days:
         return {STATS: 0, PROFILE: 0}
-    first = as_of_start or min(begun) + timedelta(days=1)
-    last = min(as_of_end or now.date(), now.date())
+    first = as_of_start or min(dates[0] for dates in days) + timedelta(days=1)
+    last = min(as_of_end or max(dates[-1] for dates in days) + _LONGEST, now.date())
     written = 0
     while first <= last:
         until = min(first + timedelta(days=_CHUNK_DAYS - 1), last)

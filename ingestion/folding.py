@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from feature_repo.stores import layout, tile_codec
-from feature_repo.stores.progress import digest
+from feature_repo.stores.progress import Progress, digest
 from feature_repo.stores.stream_store import FieldWrite, PresenceEvent, StreamStore
 from feature_repo.stores.tile_codec import Header
-from feature_repo.views import PresenceView, StreamView, WindowView
+from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
 from feature_repo.windows import Observation, PartValue, Tiles, observe
 from ingestion.events import Event
 
@@ -72,16 +72,18 @@ class WindowFolder:
         self.view, self._store = view, store
         self._key = layout.key_builder(project, view.join_keys, view.key_types)
 
-    def fold(self, partition: int, epoch: int, cache: FieldCache, events: Sequence[Placed]) -> int:
+    def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
         """Fold events (in offset order) into their entities' fields; how many were late.
 
-        Raises LostPartition if fields are of a newer epoch or the fence refuses again and again.
+        `stored` is the progress that the events follow on. Raises LostPartition if another is in the store when fields
+        are read (they may lack events before these), or the fence refuses again and again.
         """
+        epoch = stored.epoch
         field = layout.tiles_field(self.view, partition)
         waiting = self._by_entity(partition, events)
         late = 0
         for _ in range(_TRIES):
-            fields = self._fields(cache, field, partition, epoch, list(waiting))
+            fields = self._fields(cache, field, partition, stored, list(waiting))
             writes: list[tuple[bytes, FieldWrite, _Field]] = []
             late = 0
             for key, observations in waiting.items():
@@ -131,13 +133,17 @@ class WindowFolder:
         return (field if changed else None), late
 
     def _fields(
-        self, cache: FieldCache, field: bytes, partition: int, epoch: int, keys: Sequence[bytes]
+        self, cache: FieldCache, field: bytes, partition: int, stored: Progress, keys: Sequence[bytes]
     ) -> dict[bytes, _Field]:
         found = {key: cached for key in keys if (cached := cache.get((key, field))) is not None}
         missing = [key for key in keys if key not in found]
         if missing:
-            for key, data in zip(missing, self._store.read_fields([(key, field) for key in missing]), strict=True):
-                found[key] = self._read(partition, epoch, data)
+            places = [(key, field) for key in missing]
+            progress, fields = self._store.read_fields(self.view.topic, partition, places)
+            if progress != stored:
+                raise LostPartition(f"{self.view.name}: partition {partition} is not where it was left: {progress}")
+            for key, data in zip(missing, fields, strict=True):
+                found[key] = self._read(partition, stored.epoch, data)
                 cache.put((key, field), found[key])
         return found
 
@@ -158,17 +164,20 @@ class PresenceFolder:
     def __init__(self, view: PresenceView, store: StreamStore) -> None:
         self.view, self._store = view, store
 
-    def fold(self, partition: int, epoch: int, cache: FieldCache, events: Sequence[Placed]) -> int:
-        """Apply events in any order; none is ever late. `cache` is not used: the store compares."""
+    def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
+        """Apply events of one topic in any order; none is ever late. `cache` is not used: the store compares."""
+        if not events:
+            return 0
         moves = []
         for offset, event in events:
             columns = event.columns
             group = layout.group_name([columns[name] for name in self.view.join_keys])
-            moves.append(
-                PresenceEvent(str(columns[self.view.member]), event.time, offset, str(columns[self.view.state]), group)
-            )
-        self._store.apply_presence(self.view, partition, epoch, moves)
+            moves.append(PresenceEvent(str(columns[self.view.member]), event.time, offset, self._state(event), group))
+        self._store.apply_presence(self.view, events[0][1].topic, partition, stored.epoch, moves)
         return 0
+
+    def _state(self, event: Event) -> str:
+        return event.topic if self.view.state == TOPIC_STATE else str(event.columns[self.view.state])
 
 
 Folder = WindowFolder | PresenceFolder

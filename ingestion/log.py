@@ -119,7 +119,7 @@ class EventLog(Protocol):
         ...
 
     def begins(self, topic: str) -> dict[TopicPartition, int]:
-        """Of each partition the lowest offset still there (the end, where it is empty)."""
+        """Of each partition the offset from which on nothing was dropped: 0 as long as nothing ever was."""
         ...
 
     def offset_at(self, where: TopicPartition, append_ms: int) -> int:
@@ -149,7 +149,8 @@ def open_log(settings: Settings) -> EventLog:
     if settings.kafka_bootstrap_servers:
         from ingestion.kafka_log import KafkaLog  # noqa: PLC0415  # only the home that is used is loaded
 
-        return KafkaLog(settings.kafka_bootstrap_servers, prefix=settings.topic_prefix)
+        drill = settings.clock_start is not None  # then records bear the drill's time, not the broker's
+        return KafkaLog(settings.kafka_bootstrap_servers, prefix=settings.topic_prefix, producer_clock=drill)
     from feature_repo.stores.redis_client import connect  # noqa: PLC0415  # see above
     from ingestion.redis_log import RedisLog  # noqa: PLC0415  # see above
 

@@ -64,7 +64,8 @@ class PartitionOpener:
 
     def __init__(self, log: EventLog, store: StreamStore, views: Sequence[StreamView], clock: Clock) -> None:
         self._log, self._store, self._clock = log, store, clock
-        self._views = {topic: [v for v in views if v.topic == topic] for topic in {v.topic for v in views}}
+        topics = {topic for view in views for topic in view.topics}
+        self._views = {topic: [view for view in views if topic in view.topics] for topic in topics}
 
     def open(self, where: TopicPartition) -> Partition:
         """The partition, ready to be read from its `offset`. Raises LogUnavailable, LostPartition or `STORE_DOWN`."""
@@ -82,7 +83,6 @@ class PartitionOpener:
                 logger.info(
                     "new epoch", topic=topic, partition=partition, epoch=new.epoch, offset=new.offset, why=reason
                 )
-                self._purge(where, new.epoch)
                 return self._resumed(where, new)
             found = other if other.epoch else None
         raise LostPartition(f"{topic}[{partition}]: its progress keeps changing under us")
@@ -106,7 +106,8 @@ class PartitionOpener:
         now = self._clock()
         since = now - max(view.reach for view in self._views[where.topic]) - MAX_AHEAD_MS
         offset, begin = self._log.offset_at(where, since), self._log.begins(where.topic)[where]
-        whole = begin == 0 or offset > begin  # else the log may have dropped events since then
+        # Whole if nothing was ever dropped, or something older than `since` is still there.
+        whole = begin == 0 or offset > self._log.offset_at(where, 0)
         return Progress(
             epoch=max(now, found.epoch + 1 if found else 0),
             offset=offset,
@@ -119,7 +120,9 @@ class PartitionOpener:
 
     def _resumed(self, where: TopicPartition, progress: Progress) -> Partition:
         seen = SeenIds(max(view.reach for view in self._views[where.topic]))
-        if progress.newest != UNKNOWN:
+        if progress.newest == UNKNOWN:  # a new epoch, whose first worker may have died before it could purge
+            self._purge(where, progress.epoch)
+        else:
             kept = seen.buckets_kept(progress.newest)
             seen.load(progress.newest, self._store.seen(where.topic, where.partition, progress.epoch, kept))
         return Partition(where, progress, seen, progress.offset, progress.complete_until)
@@ -127,7 +130,7 @@ class PartitionOpener:
     def _purge(self, where: TopicPartition, epoch: int) -> None:
         for view in self._views[where.topic]:
             if isinstance(view, PresenceView):
-                self._store.purge_presence(view, where.partition, epoch)
+                self._store.purge_presence(view, where.topic, where.partition, epoch)
 
     def _log_hash(self, topic: str) -> int:
         return digest(self._log.topic_identity(topic))

@@ -60,8 +60,8 @@ class RedisLog:
 
     def begins(self, topic: str) -> dict[TopicPartition, int]:
         """See `EventLog`."""
-        bounds = self._streams.bounds(self._streams.partitions([topic]))
-        return {where: begin for where, (begin, _) in bounds.items()}
+        gone = self._streams.gone(self._streams.partitions([topic]))
+        return {where: last_gone + 1 for where, last_gone in gone.items()}
 
     def offset_at(self, where: TopicPartition, append_ms: int) -> int:
         """See `EventLog`."""
@@ -225,7 +225,7 @@ class RedisConsumer:
             return
         for where, last_gone in self._streams.gone(suspects).items():
             if self._positions[where] <= last_gone:
-                raise PositionGone(where, self._positions[where], self._streams.bounds([where])[where][0])
+                raise PositionGone(where, self._positions[where], last_gone + 1)
         self._unchecked.clear()
 
     def _must_hold(self, where: TopicPartition) -> None:

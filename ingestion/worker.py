@@ -56,11 +56,13 @@ class Worker:
     def __post_init__(self) -> None:
         self._folders: dict[str, list[Folder]] = {}
         for view in self.views:
-            self._folders.setdefault(view.topic, []).append(folder_of(view, self.store, self.project))
+            folder = folder_of(view, self.store, self.project)
+            for topic in view.topics:
+                self._folders.setdefault(topic, []).append(folder)
         self.topics = sorted(self._folders)
         self._opener = PartitionOpener(self.log, self.store, self.views, self.clock)
         self._held: dict[TopicPartition, Partition] = {}
-        self._progress_due = 0.0
+        self._progress_due = 0
         self._consumer = self.log.consumer(self.topics, self.group, self._start_at, self._released)
 
     def step(self, timeout_ms: int = POLL_MS, max_records: int = MAX_RECORDS) -> int:
@@ -75,7 +77,7 @@ class Worker:
             if held is not None:
                 self._fold(held, batch)
                 records += len(batch)
-        if time.monotonic() >= self._progress_due:
+        if self.clock() >= self._progress_due:
             self.write_progress()
         return records
 
@@ -115,7 +117,7 @@ class Worker:
             self._store_progress(held)
             if where in self._held:
                 done[where] = held.offset
-        self._progress_due = time.monotonic() + PROGRESS_EVERY_MS / 1000
+        self._progress_due = asked + PROGRESS_EVERY_MS
         self._consumer.commit(done)
 
     def close(self) -> None:
@@ -156,7 +158,7 @@ class Worker:
     def _fold(self, held: Partition, batch: Sequence[Record]) -> None:
         events, dead = self._parse(held, batch)
         for folder in self._folders[held.where.topic]:
-            self.counts.late += folder.fold(held.where.partition, held.epoch, held.cache, events)
+            self.counts.late += folder.fold(held.where.partition, held.stored, held.cache, events)
         held.store_seen(self.store)
         if dead:
             self.log.publish(DEAD_LETTERS, dead)
@@ -164,6 +166,7 @@ class Worker:
         self.counts.dead += len(dead)
         held.offset = batch[-1].offset + 1
         held.complete_until = max(held.complete_until, batch[-1].append_ms)
+        self._store_progress(held)  # the last write of each batch: where it is stored, all before it is
 
     def _parse(self, held: Partition, batch: Sequence[Record]) -> tuple[list[Placed], list[Message]]:
         events: list[Placed] = []

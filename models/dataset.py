@@ -143,6 +143,7 @@ def build(
     joined = joined.sort_values(["event_timestamp", "order_id"], ignore_index=True)
     event_ms = _milliseconds(joined["event_timestamp"])
     features = joined[list(vector.stored)].astype("float64")
+    features = features.assign(**vector.derive(features))
     features[list(REQUEST_FEATURES)] = np.array([list(request_features(t).values()) for t in event_ms.tolist()])
     return Dataset(
         service_name,

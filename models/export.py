@@ -63,6 +63,7 @@ def manifest_of(trained: Trained, definition_hash: str, created_ms: int) -> Mani
         service=trained.service,
         created_ms=created_ms,
         stored_features=trained.vector.stored,
+        derived_features=trained.vector.derived,
         request_features=REQUEST_FEATURES,
         definition_hash=definition_hash,
         metrics={name: dict(figures) for name, figures in trained.metrics.items()},

@@ -58,14 +58,15 @@ class ModelBroken(RuntimeError):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a version.
 
-    `stored_features` are read from the feature store, in this order; the request's own follow them. `trained_ms` is the
-    first and the last instant trained on; `sha256` is of each file, in hexadecimal.
+    `stored_features` are read from the feature store, in this order; derived ones and the request's own follow.
+    `trained_ms` is the first and the last instant trained on; `sha256` is of each file, in hexadecimal.
     """
 
     name: str
     service: str
     created_ms: int
     stored_features: tuple[str, ...]
+    derived_features: tuple[str, ...]
     request_features: tuple[str, ...]
     definition_hash: str
     metrics: dict[str, dict[str, float]]
@@ -189,7 +190,7 @@ class Registry:
         """
         folder = self._folder(name) / self._version(name, version)
         manifest = _read_manifest(folder / MANIFEST, name)
-        width = len(manifest.stored_features) + len(manifest.request_features)
+        width = len(FeatureVector(manifest.stored_features).names)
         median, p90 = (_scorer(folder / file, manifest.sha256.get(file), width) for file in FILES)
         return Model(manifest, median, p90)
 
@@ -260,8 +261,11 @@ def _read_manifest(file: Path, name: str) -> Manifest:
         raise ModelBroken(file, f"cannot be read ({error})") from None
     if manifest.name != name or not manifest.version == version == file.parent.name:
         raise ModelBroken(file, f"is not what was published as {name} {file.parent.name}")
-    if manifest.request_features != REQUEST_FEATURES:
-        raise ModelBroken(file, f"wants {manifest.request_features}, this program derives {REQUEST_FEATURES}")
+    derived = (*FeatureVector(manifest.stored_features).derived, *REQUEST_FEATURES)
+    if (*manifest.derived_features, *manifest.request_features) != derived:
+        raise ModelBroken(
+            file, f"wants {manifest.derived_features} and {manifest.request_features}, this program derives {derived}"
+        )
     return manifest
 
 

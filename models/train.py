@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.dataset import Dataset
-from models.vector import FeatureVector, Matrix
+from models.vector import DERIVED, FeatureVector, Matrix
 
 Booster = lightgbm.Booster
 
@@ -128,10 +128,17 @@ def _lightgbm_set(training: Dataset, matrix: Matrix, rows: slice) -> lightgbm.Da
 
 
 def _with_gaps(training: Dataset) -> Matrix:
-    """The training matrix with HIDDEN_SHARE of each stored feature (one value at least) made missing."""
-    matrix, dice = training.matrix, np.random.default_rng(_SEED)
-    for column in range(len(training.vector.stored)):
-        matrix[dice.choice(len(matrix), max(1, int(len(matrix) * HIDDEN_SHARE)), replace=False), column] = np.nan
+    """The training matrix with HIDDEN_SHARE of each stored feature (one value at least) made missing.
+
+    What is derived of a hidden value is missing with it.
+    """
+    vector, matrix, dice = training.vector, training.matrix, np.random.default_rng(_SEED)
+    for column, name in enumerate(vector.stored):
+        hidden = dice.choice(len(matrix), max(1, int(len(matrix) * HIDDEN_SHARE)), replace=False)
+        matrix[hidden, column] = np.nan
+        for derived in vector.derived:
+            if name in DERIVED[derived][0]:
+                matrix[hidden, vector.names.index(derived)] = np.nan
     return matrix
 
 

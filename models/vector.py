@@ -4,8 +4,9 @@ Training and serving both assemble their rows here, so a feature cannot mean two
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,32 @@ def request_features(instant_ms: int) -> dict[str, float]:
     return dict(zip(REQUEST_FEATURES, values, strict=True))
 
 
+_OPEN = "zone_open_orders__zone_open_orders"
+_FREE, _BUSY = "zone_couriers__couriers_available", "zone_couriers__couriers_busy"
+
+class Columns(Protocol):
+    """What has numbers or columns by name: a mapping, a data frame."""
+
+    def __getitem__(self, name: str, /) -> Any:
+        """The number or column."""
+        ...
+
+
+DERIVED: Mapping[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
+    # How many orders wait for one courier: a tree would need many splits to divide.
+    "derived__open_orders_per_courier": (
+        (_OPEN, _FREE, _BUSY),
+        lambda waiting, free, busy: waiting / (free + busy + 1),
+    ),
+}
+"""{name: (the stored features it is made of, the function of them, for numbers and for columns)}."""
+
+
 @dataclass(frozen=True)
 class FeatureVector:
-    """The ordered features of a model: `stored` are read from the feature store, the request's follow them.
+    """The ordered features of a model: `stored` are read from the feature store, derived ones and the request's follow.
+
+    A feature of DERIVED belongs to the vector if everything that it is made of is in `stored`.
 
     Names are full (`view__feature`). Raises ValueError if a name occurs twice or one of `stored` is the request's own.
     """
@@ -52,7 +76,16 @@ class FeatureVector:
     @property
     def names(self) -> tuple[str, ...]:
         """Every feature in the model's order."""
-        return (*self.stored, *REQUEST_FEATURES)
+        return (*self.stored, *self.derived, *REQUEST_FEATURES)
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """The features of DERIVED that can be made of `stored`."""
+        return tuple(name for name, (inputs, _) in DERIVED.items() if set(inputs) <= set(self.stored))
+
+    def derive(self, known: Columns) -> dict[str, Any]:
+        """The derived features, from the stored ones by name: numbers or whole columns, NaN where they are missing."""
+        return {name: DERIVED[name][1](*(known[column] for column in DERIVED[name][0])) for name in self.derived}
 
     def row(self, values: Mapping[str, float | None], instant_ms: int) -> Matrix:
         """One input row, shape [1, features]: `values` by full name, None for a missing one, at `instant_ms`.
@@ -65,4 +98,5 @@ class FeatureVector:
         except KeyError as error:
             raise ValueError(f"feature {error.args[0]!r} was not read: its column would be empty unseen") from None
         filled = [math.nan if value is None else value for value in stored]
-        return np.array([[*filled, *request_features(instant_ms).values()]], dtype=np.float32)
+        derived = self.derive(dict(zip(self.stored, filled, strict=True))).values()
+        return np.array([[*filled, *derived, *request_features(instant_ms).values()]], dtype=np.float32)

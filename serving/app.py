@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> FastAPI:
     store = FeatureStore(repo_path=str(settings.repo))
     views = views_of_service(store, store.get_feature_service(SERVICE))
     streams: list[StreamView] = [view for view, _ in views if not isinstance(view, BatchView)]
-    topics = sorted({view.topic for view in streams})
+    topics = sorted({topic for view in streams for topic in view.topics})
     clock = clock_of(settings)
     log = open_log(settings)
     client = connect_async(settings)
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     app.middleware("http")(_measured)
     app.include_router(eta_router(predictor))
-    app.include_router(events_router(log, clock))
+    app.include_router(events_router(log, clock, drill=settings.clock_start is not None))
     app.include_router(health_router(client, store.project, streams, topics, predictor, lags, clock))
 
     return app
@@ -64,7 +64,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 async def _measured(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
     start = time.perf_counter()
-    response = await answer(request)
+    try:
+        response = await answer(request)
+    except Exception as error:  # a fault of ours: answered here, for further out it would be counted by nobody
+        response = problems.unexpected(request, error)
     route = request.scope.get("route")
     path = getattr(route, "path", "unknown")  # the pattern, so that ids make no labels
     REQUESTS.labels(route=path, status=response.status_code).inc()

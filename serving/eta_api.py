@@ -44,7 +44,7 @@ def eta_router(predictor: Predictor) -> APIRouter:
             raise answer
         return answer
 
-    @router.post("/v1/eta/batch", response_model_exclude_none=True, responses=_PROBLEMS, openapi_extra=_body_of(Orders))
+    @router.post("/v1/eta/batch", responses=_PROBLEMS, openapi_extra=_body_of(Orders))
     async def eta_of_orders(request: Request) -> Outcomes:
         """When each of up to 500 orders would arrive; each has its own outcome."""
         orders = (await _read(request, Orders)).orders

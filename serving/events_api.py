@@ -20,8 +20,11 @@ _SHOWN = 200
 _MANY = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def events_router(log: EventLog, clock: Clock) -> APIRouter:
-    """The route, publishing to `log`. Good events are taken even where bad ones stand beside them."""
+def events_router(log: EventLog, clock: Clock, drill: bool = False) -> APIRouter:
+    """The route, publishing to `log`. Good events are taken even where bad ones stand beside them.
+
+    In a `drill` records are stamped by `clock`: by the log's own, its readers would take them for another time's.
+    """
     router = APIRouter(tags=["events"])
 
     @router.post(
@@ -49,9 +52,11 @@ def events_router(log: EventLog, clock: Clock) -> APIRouter:
             raise Problem(
                 404, "Unknown topic", f"topic {topic!r} is not one of {', '.join(EVENT_TYPES)}: nothing reads it"
             )
-        outcomes, messages = _sorted_out(topic, _split(await _body(request)), clock())
+        now = clock()
+        outcomes, messages = _sorted_out(topic, _split(await _body(request)), now)
+        stamp = now if drill else None
         try:
-            places = await run_in_threadpool(log.publish, topic, messages) if messages else []
+            places = await run_in_threadpool(log.publish, topic, messages, stamp) if messages else []
         except LogUnavailable as error:
             detail = f"{error}. Send all of it again: what is in the log already counts once"
             raise Problem(503, "Event log unavailable", detail) from None
@@ -79,7 +84,7 @@ def _split(body: bytes) -> list[bytes]:
     """The events' own bytes; a body that is no JSON is one event, which will be refused for it."""
     try:
         events = [bytes(raw) for raw in _MANY.decode(body)] if body.lstrip()[:1] == b"[" else [body]
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(422, "Invalid request", f"body: not a JSON array ({error}). Nothing was taken") from None
     if len(events) > MAX_EVENTS:
         raise Problem(413, "Too many events", f"{len(events)} events, at most {MAX_EVENTS} at once: nothing was taken")

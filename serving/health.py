@@ -10,7 +10,7 @@ from feature_repo.clock import Clock
 from feature_repo.stores.redis_client import STORE_DOWN, AsyncRedis
 from feature_repo.stores.stream_lag import TopicLag, stream_lags
 from feature_repo.views import StreamView
-from serving.metrics import MODELS, REGISTRY, LagCollector
+from serving.metrics import REGISTRY, LagCollector
 from serving.modes import LADDER, Mode
 from serving.predictor import Predictor
 
@@ -28,7 +28,7 @@ def health_router(
 ) -> APIRouter:
     """The routes. `lags` is what the metrics say of the streams."""
     router = APIRouter(tags=["health"])
-    allowed = {topic: min(view.max_lag for view in streams if view.topic == topic) / 1000 for topic in topics}
+    allowed = {topic: min(view.max_lag for view in streams if topic in view.topics) / 1000 for topic in topics}
 
     @router.get("/live")
     async def live() -> dict[str, str]:
@@ -47,6 +47,8 @@ def health_router(
     @router.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         await look()
+        models = (predictor.model(mode) for mode in LADDER)
+        lags.models = [(m.manifest.name, m.manifest.version) for m in models if not isinstance(m, str)]
         return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/ready")
@@ -72,5 +74,4 @@ def _model(predictor: Predictor, mode: Mode) -> Check:
     model = predictor.model(mode)
     if isinstance(model, str):
         return {"ok": False, "reason": model}
-    MODELS.labels(name=model.manifest.name, version=model.manifest.version).set(1)
     return {"ok": True, "name": model.manifest.name, "version": model.manifest.version}

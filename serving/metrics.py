@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -21,19 +21,23 @@ SECONDS = Histogram(
 PREDICTIONS = Counter("tiffin_predictions_total", "Predictions answered, by mode", ["mode"], registry=REGISTRY)
 REFUSALS = Counter("tiffin_prediction_problems_total", "Orders answered by a problem", ["status"], registry=REGISTRY)
 EVENTS = Counter("tiffin_events_total", "Events received over HTTP", ["topic", "outcome"], registry=REGISTRY)
-MODELS = Gauge("tiffin_model_in_use", "1 for the model version that answers", ["name", "version"], registry=REGISTRY)
 
 
 class LagCollector(Collector):
-    """The streams' lag as it was last looked at."""
+    """The streams' lag, and the models (name, version) in use, as they were last looked at."""
 
     def __init__(self) -> None:
         self.lags: list[TopicLag] = []
+        self.models: list[tuple[str, str]] = []
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Seconds that a topic's features are behind; absent where nothing was folded yet."""
+        """Seconds that a topic's features are behind, absent where nothing was folded yet; the models that answer."""
         family = GaugeMetricFamily("tiffin_stream_lag_seconds", "How far a topic is behind", labels=["topic"])
         for lag in self.lags:
             if lag.seconds is not None:
                 family.add_metric([lag.topic], lag.seconds)
+        yield family
+        family = GaugeMetricFamily("tiffin_model_in_use", "The model versions that answer", labels=["name", "version"])
+        for model in self.models:
+            family.add_metric(model, 1)
         yield family

@@ -80,7 +80,7 @@ class Predictor:
             if isinstance(model, str):
                 why.append(model)
             elif stale := self._stale(model, row):
-                why.append(f"{mode}: not fresh: {', '.join(stale)}")
+                why.append(f"{mode}: cannot be had: {', '.join(stale)}")
             else:
                 return Choice(mode, model, why)
         return Problem(
@@ -91,9 +91,12 @@ class Predictor:
         )
 
     def _stale(self, model: Model, row: Row) -> list[str]:
-        """The stream features of the model that are not fresh. Batch features may be missing: their status says so."""
+        """The stream features of the model that are not fresh, or of no known entity.
+
+        Batch features may be missing: their status says so.
+        """
         return [
-            name
+            f"{name} ({row.features[name].status.name})"
             for name in model.vector.stored
             if name not in self._batch_names and row.features[name].status not in (Status.PRESENT, Status.NULL_VALUE)
         ]

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem details: field, value, consequence; never a stack trace."""
 
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,8 +58,15 @@ def invalid(error: ValidationError | RequestValidationError) -> Problem:
     return Problem(422, "Invalid request", detail, errors=errors)
 
 
+def unexpected(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that failed by a fault of ours; the fault is logged, and stays in the log."""
+    trace = "".join(traceback.format_exception(error))  # plain: structlog's own, with locals, takes seconds
+    _log.error("request failed", path=request.url.path, exception=trace)
+    return problem_response(500, "Internal error", "The request failed here, not by its content; it was logged")
+
+
 def install(app: FastAPI) -> None:
-    """Answer every error of the app as a problem."""
+    """Answer every refusal of the app as a problem; `unexpected` is for the outermost of its own middleware."""
 
     async def problem(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Problem)
@@ -73,11 +81,6 @@ def install(app: FastAPI) -> None:
         detail = f"{request.method} {request.url.path}: {error.detail}"
         return problem_response(error.status_code, str(error.detail), detail, headers=error.headers)
 
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        _log.error("request failed", path=request.url.path, exc_info=error)
-        return problem_response(500, "Internal error", "The request failed here, not by its content; it was logged")
-
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)

@@ -104,6 +104,11 @@ def presence_base(project: str, view: PresenceView) -> bytes:
     return f"{{tiffin:{project}:presence:{view.name}:{view.tiles_hash}}}".encode()
 
 
+def log_number(view: PresenceView, topic: str, partition: int) -> int:
+    """A number for a partition of one of a presence view's topics; later topics have the greater ones."""
+    return view.topics.index(topic) << 16 | partition
+
+
 def group_name(ids: Sequence[object]) -> str:
     """What a presence view calls the group with these join key values: the values joined by a unit separator."""
     return "\x1f".join(str(value) for value in ids)
@@ -119,7 +124,10 @@ def _packer(name: str, kind: ValueType) -> Callable[[object], bytes]:
     def text(value: object) -> bytes:
         if not isinstance(value, str):
             raise BadEntity(f"{name}: {value!r} is not text")
-        data = value.encode()
+        try:
+            data = value.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON lets through
+            raise BadEntity(f"{name}: {value!r} is not text that UTF-8 can hold") from None
         return struct.pack("<II", Tag.STRING, len(data)) + data
 
     def whole(form: struct.Struct, tag: int, size: int) -> Callable[[object], bytes]:

@@ -102,7 +102,7 @@ class TiffinOfflineStore(OfflineStore):
         """
         if entity_df is None:
             raise NotImplementedError("entity rows are needed: a time range alone is not supported yet")
-        joins, names = _joins(config, feature_views, feature_refs, full_feature_names)
+        joins, names = _joins(config, registry, feature_views, feature_refs, full_feature_names)
         rows = entity_df
 
         def run(connection: Connection) -> pa.Table:
@@ -207,7 +207,11 @@ class TiffinOfflineStore(OfflineStore):
 
 
 def _joins(
-    config: RepoConfig, feature_views: Sequence[FeatureView], feature_refs: Sequence[str], full: bool
+    config: RepoConfig,
+    registry: BaseRegistry,
+    feature_views: Sequence[FeatureView],
+    feature_refs: Sequence[str],
+    full: bool,
 ) -> tuple[list[offline_sql.Join], list[str]]:
     """A join a view, and the names of the features in the order that they were asked for."""
     wanted: dict[str, list[tuple[str, str]]] = {}
@@ -226,9 +230,16 @@ def _joins(
             columns = tuple(mapped.get(key, key) for key in view.join_keys)
             ttl_us = round(table.ttl.total_seconds() * 1e6) if table.ttl else 0
             source = Source.of(table.batch_source, config.repo_path)
-            joins.append(offline_sql.Join(view, source, tuple(wanted.pop(name)), columns, ttl_us))
+            more = tuple(_log_of(config, registry, topic) for topic in getattr(view, "topics", ())[1:])
+            joins.append(offline_sql.Join(view, source, tuple(wanted.pop(name)), columns, ttl_us, more))
     on_demand = {output for pairs in wanted.values() for _, output in pairs}
     return joins, [name for name in names if name not in on_demand]
+
+
+def _log_of(config: RepoConfig, registry: BaseRegistry, topic: str) -> Source:
+    """The archived log of a topic, by the stream source that is named like it."""
+    stream = registry.get_data_source(topic, config.project, allow_cache=True)
+    return Source.of(getattr(stream, "batch_source", None), config.repo_path)
 
 
 def _register_entities(connection: Connection, rows: pd.DataFrame | pa.Table | str) -> list[str]:

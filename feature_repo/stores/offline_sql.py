@@ -12,7 +12,7 @@ from pathlib import Path
 
 from feature_repo.stores.duckdb_client import identifier, literal
 from feature_repo.stores.sources import Source, null_of, relation
-from feature_repo.views import BatchView, PresenceView, StreamView, View, WindowView
+from feature_repo.views import TOPIC_STATE, BatchView, PresenceView, StreamView, View, WindowView
 from feature_repo.windows import DISTINCT_BOUND, SCALE, Aggregate
 
 MAX_AHEAD_MS = 60_000  # a repeat's event time may differ by as much
@@ -29,6 +29,8 @@ class Join:
     columns: tuple[str, ...]
     """entity row columns of the view's join keys, in their order"""
     ttl_us: int = 0
+    more: tuple[Source, ...] = ()
+    """the sources of a presence view's further topics, in their order"""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ def join_sql(join: Join, span: Span) -> str:
     if isinstance(join.view, BatchView):
         return _batch(join)
     since = span.first - join.view.reach - MAX_AHEAD_MS
-    files = join.source.files(_day(since))
-    if not files:
+    logs = [(rank, source, source.files(_day(since))) for rank, source in enumerate((join.source, *join.more))]
+    events = [_events(join.view, rank, source, files, since, span.last) for rank, source, files in logs if files]
+    if not events:
         return _nothing(join)
-    events = _events(join.view, join, files, since, span.last)
     if isinstance(join.view, WindowView):
-        return _windows(join.view, join, events)
-    return _presence(join.view, join, events)
+        return _windows(join.view, join, events[0])
+    return _presence(join.view, join, " UNION ALL ".join(f"({body})" for body in events))
 
 
 def newest_rows_sql(source: Source, view: BatchView, files: Sequence[Path], first_us: int, last_us: int) -> str:
@@ -94,19 +96,19 @@ def _batch(join: Join) -> str:
     )
 
 
-def _events(view: StreamView, join: Join, files: Sequence[Path], since: int, until: int) -> str:
-    """The events that can matter, each once (the lowest offset's), with ``t`` in ms: a CTE's body."""
-    source = join.source
+def _events(view: StreamView, rank: int, source: Source, files: Sequence[Path], since: int, until: int) -> str:
+    """One topic's events that can matter, each once (the lowest offset's), with ``t`` in ms: a CTE's body."""
+    columns = [f"{source.column(k)} AS k{i}" for i, k in enumerate(view.join_keys)]
     if isinstance(view, WindowView):
-        wanted = list(view.layout.columns)
+        columns += [f"{source.column(name)} AS {identifier('c_' + name)}" for name in view.layout.columns]
         keep = " AND ".join(f"{source.column(k)} IS NOT NULL" for k in view.join_keys)
     else:
-        wanted, keep = [view.member, view.state], "true"
-    columns = [f"{source.column(k)} AS k{i}" for i, k in enumerate(view.join_keys)]
-    columns += [f"{source.column(name)} AS {identifier('c_' + name)}" for name in wanted]
+        state = literal(view.topics[rank]) if view.state == TOPIC_STATE else source.column(view.state)
+        columns += [f"{source.column(view.member)} AS member", f"{state} AS state"]
+        keep = "true"
     time = f"epoch_ms({source.column(source.time)})"
     return (
-        f'SELECT {", ".join(columns)}, {time} AS t, "partition" AS p, "offset" AS o '
+        f'SELECT {", ".join(columns)}, {time} AS t, {rank << 16} + "partition" AS p, "offset" AS o '
         f"FROM {relation(files)} WHERE {time} BETWEEN {since} AND {until} AND {keep} "
         'QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY append_time, "partition", "offset") = 1'
     )
@@ -157,13 +159,12 @@ def _aggregate(a: Aggregate) -> str:
 
 def _presence(view: PresenceView, join: Join, events: str) -> str:
     """A member's latest event holds until the member's next one, or for the TTL; counts are running sums."""
-    member, state = identifier("c_" + view.member), identifier("c_" + view.state)
     keys = ", ".join(f"k{i}" for i in range(len(view.join_keys)))
     equal = " AND ".join(f"e.{identifier(c)} = r.k{i}" for i, c in enumerate(join.columns))
     ctes = [
         f"events AS ({events})",
-        f"spells AS (SELECT {keys}, {state} AS state, t AS since, least(t + {view.ttl}, "
-        f"coalesce(lead(t) OVER (PARTITION BY {member} ORDER BY t, p, o) - 1, t + {view.ttl})) AS until FROM events)",
+        f"spells AS (SELECT {keys}, state, t AS since, least(t + {view.ttl}, "
+        f"coalesce(lead(t) OVER (PARTITION BY member ORDER BY t, p, o) - 1, t + {view.ttl})) AS until FROM events)",
         f"steps AS (SELECT {keys}, state, moment, sum(step) AS step FROM ("
         f"SELECT {keys}, state, since AS moment, 1 AS step FROM spells WHERE until >= since UNION ALL "
         f"SELECT {keys}, state, until + 1, -1 FROM spells WHERE until >= since) GROUP BY ALL)",

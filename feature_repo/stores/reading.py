@@ -57,7 +57,7 @@ class ReadPlan:
 
     def __init__(self, project: str, wanted: Sequence[Wanted]) -> None:
         self.project, self.wanted = project, tuple(wanted)
-        self.topics = tuple(sorted({w.view.topic for w in wanted if not isinstance(w.view, BatchView)}))
+        self.topics = tuple(sorted({t for w in wanted if not isinstance(w.view, BatchView) for t in w.view.topics}))
         self.partitions = dict.fromkeys(self.topics, 1)
         self.keys = [layout.key_builder(project, w.view.join_keys, w.view.key_types) for w in wanted]
 
@@ -236,7 +236,8 @@ class _Reading:
 
     def _presence(self, view: PresenceView, wanted: Wanted, reply: Sequence[Any]) -> list[Feature]:
         fresh = self._fresh(view, self._instant - view.ttl)
-        known_until = self._progress[view.topic].complete_until
+        known = [self._progress[topic].complete_until for topic in view.topics]
+        known_until = min((until for until in known if until is not None), default=None) if all(known) else None
         features = []
         for name, count in zip(wanted.features, reply[2:], strict=True):
             value = self._form.computed(view.features[name], int(count) if fresh else None)
@@ -244,11 +245,14 @@ class _Reading:
         return features
 
     def _fresh(self, view: StreamView, window_start: int) -> bool:
-        found = self._progress[view.topic]
-        return found.partitions > 0 and all(
-            (progress := found.by_partition.get(p)) is not None
-            and progress.covers(self._now, window_start, view.max_lag)
-            for p in range(found.partitions)
+        return all(
+            found.partitions > 0
+            and all(
+                (progress := found.by_partition.get(p)) is not None
+                and progress.covers(self._now, window_start, view.max_lag)
+                for p in range(found.partitions)
+            )
+            for found in (self._progress[topic] for topic in view.topics)
         )
 
 

@@ -54,7 +54,8 @@ return written
 """
 
 # A member's register: time, partition, offset, epoch (unsigned, big-endian; time biased by 2**63), then state, a zero
-# byte, and group. Sets `<base>:z:<state>:<group>` hold the members by time; `<base>:a` what was applied.
+# byte, and group. Sets `<base>:z:<state>:<group>` hold the members by time; of each partition `<base>:a` has what was
+# applied and `<base>:n` the newest time.
 PRESENCE_APPLY = """
 -- KEYS[1] the base; ARGV: partition, epoch bytes, last offset bytes, newest time, then an event each: member, register,
 -- time, state, group. The later (time, partition, offset) wins, in whatever order events come.
@@ -83,16 +84,17 @@ for i = 5, #ARGV, 5 do
     redis.call('ZADD', set_of(ARGV[i + 3], ARGV[i + 4]), ARGV[i + 2], member)
   end
 end
-local newest = tonumber(redis.call('HGET', base .. ':a', 'newest') or '-1e18')
-if tonumber(ARGV[4]) > newest then redis.call('HSET', base .. ':a', 'newest', ARGV[4]) end
+local newest = tonumber(redis.call('HGET', base .. ':n', ARGV[1]) or '-1e18')
+if tonumber(ARGV[4]) > newest then redis.call('HSET', base .. ':n', ARGV[1], ARGV[4]) end
 redis.call('HSET', base .. ':a', ARGV[1], ARGV[2] .. ARGV[3])
 return #ARGV
 """
 
 PRESENCE_PURGE = """
 -- KEYS[1] the base; ARGV: partition, epoch bytes, then members: those whose register is of that partition and of a
--- lower epoch are forgotten, for their log is no longer there.
+-- lower epoch are forgotten, and its newest time, for their log is no longer there.
 local base = KEYS[1]
+redis.call('HDEL', base .. ':n', ARGV[1])
 local p = tonumber(ARGV[1])
 local e1, e2 = struct.unpack('>I4I4', ARGV[2])
 for i = 3, #ARGV do
@@ -114,8 +116,10 @@ PRESENCE_READ = """
 -- KEYS[1] the base; ARGV: instant, ttl, group, then states. The instant is moved up to the newest time applied.
 -- Answers {newest, what was applied ([partition, epoch .. offset]...), then a count a state}.
 local base = KEYS[1]
-local newest = redis.call('HGET', base .. ':a', 'newest') or ''
-local at = tonumber(ARGV[1])
+local newest, at = '', tonumber(ARGV[1])
+for _, time in ipairs(redis.call('HVALS', base .. ':n')) do
+  if newest == '' or tonumber(time) > tonumber(newest) then newest = time end
+end
 if newest ~= '' and tonumber(newest) > at then at = tonumber(newest) end
 local answer = {newest, redis.call('HGETALL', base .. ':a')}
 local from = string.format('%.0f', at - tonumber(ARGV[2]))

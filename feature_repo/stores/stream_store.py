@@ -69,12 +69,16 @@ class StreamStore:
         """Say how many partitions must be fresh before a feature of the topic is."""
         self._client.hset(layout.progress_key(self._project, topic), layout.PARTITION_COUNT, str(count))  # type: ignore[arg-type]
 
-    def read_fields(self, wanted: Sequence[tuple[bytes, bytes]]) -> list[bytes | None]:
-        """The bytes of (key, field) pairs, in their order."""
+    def read_fields(
+        self, topic: str, partition: int, wanted: Sequence[tuple[bytes, bytes]]
+    ) -> tuple[Progress | None, list[bytes | None]]:
+        """A partition's progress, then the bytes of (key, field) pairs, in their order; of one run of the server."""
         pipe = self._client.pipeline(transaction=False)
+        pipe.hget(layout.progress_key(self._project, topic), str(partition))  # type: ignore[arg-type]
         for key, field in wanted:
             pipe.hget(key, field)  # type: ignore[arg-type]  # redis-py types names as text
-        return list(pipe.execute())
+        progress, *fields = pipe.execute()
+        return None if progress is None else Progress.unpack(progress), fields
 
     def write_fields(self, writes: Sequence[FieldWrite]) -> list[bool]:
         """Write each field unless its header changed meanwhile: which were written."""
@@ -106,25 +110,31 @@ class StreamStore:
         found = zip(wanted, pipe.execute(), strict=True)
         return {bucket: [(pair[0], pair[1]) for pair in _SEEN.iter_unpack(data)] for bucket, data in found if data}
 
-    def apply_presence(self, view: PresenceView, partition: int, epoch: int, events: Sequence[PresenceEvent]) -> None:
+    def apply_presence(
+        self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
+    ) -> None:
         """Move members to where their latest events put them; in any order, any number of times."""
+        number = layout.log_number(view, topic, partition)
         base = layout.presence_base(self._project, view)
         iterator = iter(events)
         while chunk := list(islice(iterator, _PRESENCE_CHUNK)):
             newest, last = max(e.time for e in chunk), max(e.offset for e in chunk)
-            args: list[Any] = [partition, epoch.to_bytes(8, "big"), last.to_bytes(8, "big"), newest]
+            args: list[Any] = [number, epoch.to_bytes(8, "big"), last.to_bytes(8, "big"), newest]
             for e in chunk:
-                register = _REGISTER.pack(e.time + _BIAS, partition, e.offset, epoch)
+                register = _REGISTER.pack(e.time + _BIAS, number, e.offset, epoch)
                 state, group = e.state.encode(), e.group.encode()
                 args += [e.member, register + state + b"\0" + group, e.time, state, group]
             self._presence_apply(keys=[base], args=args)
 
-    def purge_presence(self, view: PresenceView, partition: int, epoch: int) -> None:
-        """Forget the members whose state comes from this partition's log of an earlier epoch."""
+    def purge_presence(self, view: PresenceView, topic: str, partition: int, epoch: int) -> None:
+        """Forget the members whose state comes from this partition's log of an earlier epoch, and its newest time."""
+        number = layout.log_number(view, topic, partition)
         base = layout.presence_base(self._project, view)
         members = (name for name, _ in self._client.hscan_iter(base + b":m", count=_SCAN_CHUNK))  # type: ignore[arg-type]
+        head: list[Any] = [number, epoch.to_bytes(8, "big")]
+        self._presence_purge(keys=[base], args=head)
         while chunk := list(islice(members, _SCAN_CHUNK)):
-            self._presence_purge(keys=[base], args=[partition, epoch.to_bytes(8, "big"), *chunk])
+            self._presence_purge(keys=[base], args=[*head, *chunk])
 
 
 _NOTHING = Progress(0, 0, 0, 0, 0, 0, 0)

@@ -18,6 +18,7 @@ _BODY = struct.Struct("<BqqH")
 _VERSION = 1
 _WIDTHS = (("B", 0, 2**8), ("H", 0, 2**16), ("I", 0, 2**32), ("i", -(2**31), 2**31), ("q", -(2**63), 2**63))
 _WIDE = "w"  # 16 bytes, signed: sums of squares outgrow 64 bits
+_CODES = frozenset(code for code, _, _ in _WIDTHS) | {_WIDE}
 _NEUTRAL_IS_ZERO = (COUNT, SUM, SQUARES)
 
 
@@ -76,6 +77,8 @@ def unpack(layout: Layout, partition: int, data: bytes) -> Tiles:
         start = HEADER.size + _BODY.size
         width = 1 + sum(_COLUMNS_OF.get(part.kind, 1) for part in layout.parts)
         codes = data[start : start + width].decode("ascii")
+        if count == 0 or not _CODES.issuperset(codes):
+            raise CorruptField(f"a tile field of {count} tiles with width codes {codes!r} is unknown")
         columns, end = _read_columns(data, start + width, codes, count)
         return _rebuilt(layout, partition, newest, first, columns, data[end:])
     except (struct.error, UnicodeDecodeError, IndexError) as error:
@@ -153,6 +156,8 @@ def _rebuilt(
             flags, values = columns[at : at + 2]
             parts.append([value if flag else None for flag, value in zip(flags, values, strict=True)])
             at += 2
+    if 8 * used != len(rest):
+        raise CorruptField(f"{len(rest)} bytes of distinct values do not hold the {used} that are counted")
     return Tiles(
         newest=newest, by_hop={hop: list(tile) for hop, tile in zip(hops, zip(*parts, strict=True), strict=True)}
     )

@@ -1,0 +1,46 @@
+# Everything a fresh machine needs: `make demo` and `make test`. Both set up .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Bytecode makes Feast's import twice as fast; an environment that forbids it would slow every command down.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo up test check format services services-down drill clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(READY) ## set everything up, push events, watch a prediction move, stop
+	@$(BIN)/tiffin demo
+
+up: $(READY) ## the same, and stay
+	@$(BIN)/tiffin up
+
+test: $(READY) ## everything that can be tested on this machine
+	@$(BIN)/python -m pytest
+
+check: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## format the code
+	@$(BIN)/ruff format .
+
+services: $(READY) ## a real Kafka and Valkey on 127.0.0.1
+	@$(BIN)/tiffin services up
+
+services-down: $(READY) ## end them
+	@$(BIN)/tiffin services down
+
+lock: ## resolve the dependencies anew
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --extra dev -p 3.11 pyproject.toml -o requirements.lock
+
+clean: ## remove what was made here, history and models included
+	rm -rf $(VENV) feature_repo/data examples/*/data .services .mypy_cache .ruff_cache .pytest_cache
+
+$(READY): requirements.lock pyproject.toml deploy/install.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh deploy/install.sh
+	@touch $@

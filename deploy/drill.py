@@ -1,0 +1,153 @@
+"""A drill on recorded history: its events through log, worker and store again, on one clock, and predictions asked.
+
+Producer, worker, archive and API share a clock that starts at the drill's first instant and runs `rate` times as fast.
+Before an order's event is published, a prediction is asked for over HTTP; what came true is compared at the end.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from deploy.stack import Stack, running
+from feature_repo.clock import Clock, clock_of, from_ms
+from feature_repo.feast_quietly import open_store
+from feature_repo.settings import Settings, settings
+from ingestion.events import EVENT_TYPES, TOPICS, event_key
+from ingestion.importer import events_of
+from ingestion.log import EventLog, Message, open_log
+from ingestion.push import get_json
+from models.dataset import NoTrainingRows, build
+from models.registry import Registry
+
+WARM_UP_MS = 4 * 3_600_000
+"""Events this long before the start are replayed too, so that windows are full and couriers known."""
+READY_SECONDS = 30.0
+"""Real time that worker and API have before the clock shows the drill's start."""
+_LATEST_LABEL_MS = 4 * 3_600_000
+_PROCESSES = (("worker",), ("serve",))
+SERVICE = "eta_streaming"
+
+
+@dataclass
+class Outcome:
+    """What a drill saw: the answers by order, and how far the producer was behind the clock (ms of the drill)."""
+
+    published: int = 0
+    answers: dict[str, Any] = field(default_factory=dict)
+    problems: Counter[int] = field(default_factory=Counter)
+    behind_ms: list[int] = field(default_factory=list)
+
+
+def drill(file: Path, mapping: Path, start_ms: int, end_ms: int, rate: float) -> dict[str, Any]:
+    """Replay the events of `start_ms` <= t < `end_ms` of an import's source (ms since the epoch); the figures.
+
+    Definitions, batch features and models must be in place (`tiffin apply`, `import`, `batch-features`, `train`).
+    """
+    until = end_ms + _LATEST_LABEL_MS
+    events = list(events_of(settings(), file, mapping, after_ms=start_ms - WARM_UP_MS, until_ms=until))
+    labels = {e["order_id"]: _minutes(e) for topic, e in events if topic == "order_delivered"}
+    outcome = Outcome()
+    with _drill_clock(start_ms, rate) as (given, clock):
+        log = open_log(given)
+        log.create_topics(TOPICS, given.partitions)
+        with running(given, _PROCESSES) as stack:
+            for topic, event in events:
+                at = _time(topic, event)
+                if at >= end_ms:
+                    break
+                asked = topic == "order_placed" and at >= start_ms and event["order_id"] in labels
+                _replay(log, stack, clock, outcome, topic, event, given if asked else None)
+        log.close()
+        return _figures(given, outcome, labels, start_ms, end_ms)
+
+
+def _replay(
+    log: EventLog,
+    stack: Stack,
+    clock: Clock,
+    outcome: Outcome,
+    topic: str,
+    event: dict[str, Any],
+    ask: Settings | None,
+) -> None:
+    """Wait for the event's time, ask for a prediction if it is an order to ask for, then publish the event."""
+    at = _time(topic, event)
+    while (ahead := at - clock()) > 0:
+        time.sleep(min(0.05, ahead / 1000))
+    outcome.behind_ms.append(clock() - at)
+    if ask is not None:
+        if not outcome.answers and not outcome.problems:
+            stack.wait_ready()
+        status, answer = get_json(ask, f"/v1/eta/{event['restaurant_id']}")
+        if status == 200:
+            outcome.answers[event["order_id"]] = answer
+        else:
+            outcome.problems[status] += 1
+    message = Message(event_key(topic, event), msgspec.json.encode(event))
+    log.publish(topic, [message], append_ms=clock())
+    outcome.published += 1
+
+
+def _figures(
+    given: Settings, outcome: Outcome, labels: Mapping[str, float], start_ms: int, end_ms: int
+) -> dict[str, Any]:
+    """The drill in numbers; errors in minutes. `offline_mae`: the same model and orders, by features from history."""
+    orders = sorted(outcome.answers)
+    true = np.array([labels[order] for order in orders])
+    eta = np.array([outcome.answers[order]["eta_minutes"] for order in orders])
+    p90 = np.array([outcome.answers[order]["eta_minutes_p90"] for order in orders])
+    return {
+        "events": outcome.published,
+        "predictions": len(orders),
+        "problems": dict(outcome.problems),
+        "modes": dict(Counter(outcome.answers[order]["mode"] for order in orders)),
+        "mae": round(float(np.abs(eta - true).mean()), 2),
+        "rmse": round(float(np.sqrt(((eta - true) ** 2).mean())), 2),
+        "p90_coverage": round(float((true <= p90).mean()), 3),
+        "offline_mae": _offline_mae(given, set(orders), start_ms, end_ms),
+        "producer_behind_ms_p99": int(np.percentile(outcome.behind_ms[-len(orders) :], 99)),
+    }
+
+
+def _offline_mae(given: Settings, orders: set[str], start_ms: int, end_ms: int) -> float | None:
+    try:
+        dataset = build(open_store(given), given, SERVICE, from_ms(start_ms), from_ms(end_ms))
+    except NoTrainingRows:
+        return None
+    asked = dataset.take(np.array([order in orders for order in dataset.order_id]))
+    median, _ = Registry(given.data / "models").load(SERVICE).predict(asked.matrix)
+    return round(float(np.abs(median - asked.label).mean()), 2)
+
+
+@contextmanager
+def _drill_clock(start_ms: int, rate: float) -> Iterator[tuple[Settings, Clock]]:
+    """Settings and clock of a drill that shows its start in READY_SECONDS; children take them from the environment."""
+    named = {
+        "TIFFIN_CLOCK_START": from_ms(start_ms).isoformat(),
+        "TIFFIN_CLOCK_ORIGIN": str(time.time() + READY_SECONDS),
+        "TIFFIN_CLOCK_RATE": str(rate),
+    }
+    os.environ.update(named)
+    settings.cache_clear()
+    try:
+        yield settings(), clock_of(settings())
+    finally:
+        for name in named:
+            del os.environ[name]
+        settings.cache_clear()
+
+
+def _time(topic: str, event: Mapping[str, Any]) -> int:
+    return int(event[EVENT_TYPES[topic].time_field])
+
+
+def _minutes(event: Mapping[str, Any]) -> float:
+    return (int(event["delivered_at"]) - int(event["placed_at"])) / 60_000
