@@ -4,6 +4,7 @@ Help is quick because rooms import what a command needs only when it runs (Feast
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +45,8 @@ def _options(
 
 def main() -> None:
     """Run a command; what goes wrong is said in one line, with exit code 1 (2 for a wrong call)."""
+    # Unwind, as for Ctrl-C: an embedded server and children that this process has started end with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         app()

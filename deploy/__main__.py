@@ -40,7 +40,8 @@ def up(
     stop = stopping()
     lives = city and (given.data / "simulated.json").exists()
     with running(given, (*PROCESSES, ("simulate", "--live")) if lives else PROCESSES) as stack:
-        stack.wait_ready()
+        with console.status("starting worker, archive and API"):
+            stack.wait_ready()
         url = api_url(given)
         console.print(f"The API is at [bold]{url}[/bold] (try {url}/v1/eta/30, {url}/docs); Ctrl-C stops everything")
         while not stop():

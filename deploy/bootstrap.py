@@ -7,11 +7,11 @@ from feast import FeatureStore
 
 from feature_repo.clock import clock_of, from_ms
 from feature_repo.feast_quietly import apply_definitions, open_store
+from feature_repo.progress_bar import bar
 from feature_repo.settings import Settings
 from feature_repo.views import BatchView, compile_view, features_hash, views_of_service
 from ingestion import live_city
 from ingestion.batch_features import compute
-from ingestion.progress import bar
 from models.pipeline import SERVICES, Plan, train_all
 from models.registry import ModelBroken, Registry
 
@@ -30,7 +30,7 @@ def bootstrap(settings: Settings, say: Say) -> FeatureStore:
     if own:
         say(f"history: your own, in {settings.data / 'log'}")
     else:
-        with bar("making the city's history", "days") as advance:
+        with bar("making the city's history") as advance:
             counts = live_city.extend_history(settings, CITY_SEED, now, HISTORY, advance)
         say(f"history: {sum(counts.values())} new events of a synthetic city")
     rows = compute(settings, None, None, now)
@@ -41,7 +41,9 @@ def bootstrap(settings: Settings, say: Say) -> FeatureStore:
     store.materialize(until - timedelta(days=1), until, feature_views=batch)
     if needs_training(store, settings):
         plan = Plan(since=until - timedelta(days=3650), until=until, test_from=None, where={})
-        for result in train_all(store, settings, plan, say):
+        with bar("training the models") as advance:
+            results = train_all(store, settings, plan, advance)
+        for result in results:
             metrics = result.trained.metrics
             error, floor = metrics["model"]["mae"], metrics["baseline"]["mae"]
             say(f"{result.trained.service} {result.version}: MAE {error:.2f} min (overall median: {floor:.2f})")

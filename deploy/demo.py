@@ -29,9 +29,9 @@ def demo(settings: Settings, restaurant: int = RESTAURANT) -> None:
     console = Console()
     bootstrap(settings, lambda text: console.print(f"[dim]·[/dim] {text}"))
     city, clock = City.build(CITY_SEED), clock_of(settings)
-    console.print("[dim]·[/dim] starting worker, archive and API")
     with running(settings) as stack:
-        stack.wait_ready()
+        with console.status("starting worker, archive and API"):
+            stack.wait_ready()
         now = clock()
         pushed = push_all(settings, live(city, now - WARM_UP_MS, now))
         console.print(f"[dim]·[/dim] pushed {pushed} events of the last hours over HTTP")

@@ -16,6 +16,7 @@ if [ -z "$python" ]; then
 fi
 
 echo "installing into $VENV"
+if [ -t 2 ]; then quiet=; else quiet=--quiet; fi # on a terminal the installer shows its progress
 [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
 
 uv=$(command -v uv || true)
@@ -24,9 +25,9 @@ if [ -z "$uv" ] && "$VENV/bin/python" -m pip install --quiet --disable-pip-versi
 fi
 
 if [ -n "$uv" ]; then
-    VIRTUAL_ENV=$VENV "$uv" pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
+    VIRTUAL_ENV=$VENV "$uv" pip install $quiet --compile-bytecode --require-hashes -r requirements.lock
     VIRTUAL_ENV=$VENV "$uv" pip install --quiet --no-deps --no-build-isolation --editable .
 else
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+    "$VENV/bin/python" -m pip install $quiet --disable-pip-version-check --require-hashes -r requirements.lock
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 fi

@@ -44,15 +44,15 @@ def simulate(
 ) -> None:
     """Make a synthetic city's history (200 restaurants, 12 zones, 400 couriers), or push its life as it happens."""
     from feature_repo.clock import clock_of
+    from feature_repo.progress_bar import bar
     from feature_repo.settings import settings
     from ingestion import live_city
-    from ingestion.progress import bar
 
     now = clock_of(settings())()
     if live:
         live_city.push_live(settings(), seed, url, stopping())
         return
-    with bar("simulating the city", "days") as advance:
+    with bar("simulating the city") as advance:
         counts = live_city.extend_history(settings(), seed, now, timedelta(days=days), advance)
     typer.echo(", ".join(f"{count} {topic}" for topic, count in counts.items()))
 

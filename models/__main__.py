@@ -23,10 +23,13 @@ def train(
     threads: Annotated[int, typer.Option(min=0, help="0: one a core")] = 1,
 ) -> None:
     """Train, measure, export, register and take into use the models of both modes."""
+    where = dict(_pair(text) for text in only or [])  # a wrong call is told at once
+
     from rich.console import Console
 
     from feature_repo.clock import clock_of, from_ms
     from feature_repo.feast_quietly import open_store
+    from feature_repo.progress_bar import bar
     from feature_repo.settings import settings
     from models.pipeline import Plan, report, train_all
 
@@ -35,12 +38,11 @@ def train(
         since=_utc(since) or now - timedelta(days=3650),
         until=_utc(until) or now,
         test_from=_utc(test_from),
-        where=dict(_pair(text) for text in only or []),
+        where=where,
         threads=threads,
     )
-    console = Console(stderr=True)
-    with console.status("training") as status:
-        results = train_all(open_store(settings()), settings(), plan, status.update)
+    with bar("training the models") as advance:
+        results = train_all(open_store(settings()), settings(), plan, advance)
     Console().print(report(results))
 
 

@@ -1,14 +1,16 @@
 """From history to models in use: both modes trained, measured on the same later orders, exported and promoted."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import numpy as np
 from feast import FeatureStore
 from rich.table import Table
 
 from feature_repo.clock import clock_of, from_ms
+from feature_repo.progress_bar import Advance
 from feature_repo.settings import Settings
 from feature_repo.views import features_hash, views_of_service
 from models.dataset import Dataset, build, split
@@ -44,21 +46,19 @@ class Result:
 
 
 def train_all(
-    store: FeatureStore, settings: Settings, plan: Plan, doing: Callable[[str], None] = lambda what: None
+    store: FeatureStore, settings: Settings, plan: Plan, progress: Advance = lambda done, total: None
 ) -> list[Result]:
-    """Train the model of each service and put it into use; `doing` is told each step.
+    """Train the model of each service and put it into use; `progress` is told how many models are done.
 
     Raises what its parts raise: NoTrainingRows, TooFewRows, ExportRefused.
     """
     registry = Registry(settings.data / "models")
     results = []
-    for service in SERVICES:
-        doing(f"{service}: reading features as of each order")
+    for number, service in enumerate(SERVICES):
         dataset = build(store, settings, service, plan.since, plan.until, plan.where)
         training, test = split(dataset, plan.test_from or _default_split(dataset))
-        doing(f"{service}: training on {len(training)} orders")
-        trained = train(training, test, plan.threads)
-        doing(f"{service}: exporting and checking")
+        done = partial(_within, progress, number)
+        trained = train(training, test, plan.threads, done)
         files = export(trained, dataset.matrix)
         views = views_of_service(store, store.get_feature_service(service))
         meaning = features_hash(views, only=set(trained.vector.stored))
@@ -66,6 +66,11 @@ def train_all(
         registry.promote(service, version)
         results.append(Result(trained, version, dataset.left_out))
     return results
+
+
+def _within(progress: Advance, number: int, done: float, total: float) -> None:
+    """Progress within the training of one of the models."""
+    progress(number + done / total, len(SERVICES))
 
 
 def report(results: list[Result]) -> Table:

@@ -10,13 +10,15 @@ So each stored feature is hidden in one row of a hundred, which teaches every sp
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
+from feature_repo.progress_bar import Advance
 from models.dataset import Dataset
 from models.vector import DERIVED, FeatureVector, Matrix
 
@@ -69,8 +71,10 @@ class Trained:
     range_ms: tuple[int, int]
 
 
-def train(training: Dataset, test: Dataset, threads: int = 1) -> Trained:
+def train(training: Dataset, test: Dataset, threads: int = 1, progress: Advance = lambda done, total: None) -> Trained:
     """Fit both quantiles on `training` and measure them on `test`; `threads` 0 means one a core.
+
+    `progress` is told how much of the work is done.
 
     One thread by default: LightGBM's threads wait for each other by spinning, so on a machine that has other work to do
     (this training beside worker and API) a second one makes training several times slower, not faster.
@@ -85,7 +89,10 @@ def train(training: Dataset, test: Dataset, threads: int = 1) -> Trained:
         )
     if len(training) > MAX_ROWS:
         training = training.take(np.linspace(0, len(training) - 1, MAX_ROWS).astype(np.int64))
-    boosters = {name: _fit(training, alpha, threads) for name, alpha in QUANTILES.items()}
+    boosters = {
+        name: _fit(training, alpha, threads, partial(_within, progress, number))
+        for number, (name, alpha) in enumerate(QUANTILES.items())
+    }
     median, p90 = (np.asarray(booster.predict(test.matrix), dtype=np.float64) for booster in boosters.values())
     constant = {name: np.full(len(test), np.quantile(training.label, alpha)) for name, alpha in QUANTILES.items()}
     return Trained(
@@ -111,7 +118,12 @@ def float32_thresholds(booster: Booster) -> Booster:
     return Booster(model_str=text)
 
 
-def _fit(training: Dataset, alpha: float, threads: int) -> Booster:
+def _within(progress: Advance, number: int, share: float) -> None:
+    """Progress within the fitting of one of the quantiles."""
+    progress(number + share, len(QUANTILES))
+
+
+def _fit(training: Dataset, alpha: float, threads: int, tell: Callable[[float], None]) -> Booster:
     parameters = {**_PARAMETERS, "alpha": alpha, "num_threads": threads}
     matrix, border = _with_gaps(training), _border(training)
     early, late = (
@@ -119,8 +131,11 @@ def _fit(training: Dataset, alpha: float, threads: int) -> Booster:
         _lightgbm_set(training, matrix, slice(border, None)),
     )
     stopping = lightgbm.early_stopping(PATIENCE, verbose=False)
-    rounds = lightgbm.train(parameters, early, MAX_ROUNDS, valid_sets=[late], callbacks=[stopping]).best_iteration
-    return float32_thresholds(lightgbm.train(parameters, _lightgbm_set(training, matrix, slice(None)), rounds))
+    searching: list[Callable[..., object]] = [stopping, lambda now: tell(0.5 * now.iteration / MAX_ROUNDS)]
+    rounds = lightgbm.train(parameters, early, MAX_ROUNDS, valid_sets=[late], callbacks=searching).best_iteration
+    fitting = [lambda now: tell(0.5 + 0.5 * now.iteration / rounds)]
+    whole = _lightgbm_set(training, matrix, slice(None))
+    return float32_thresholds(lightgbm.train(parameters, whole, rounds, callbacks=fitting))
 
 
 def _lightgbm_set(training: Dataset, matrix: Matrix, rows: slice) -> lightgbm.Dataset:

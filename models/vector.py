@@ -39,6 +39,7 @@ def request_features(instant_ms: int) -> dict[str, float]:
 _OPEN = "zone_open_orders__zone_open_orders"
 _FREE, _BUSY = "zone_couriers__couriers_available", "zone_couriers__couriers_busy"
 
+
 class Columns(Protocol):
     """What has numbers or columns by name: a mapping, a data frame."""
 

@@ -13,6 +13,9 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="[env: TIFFIN_PORT; default: 8088]")] = None,
 ) -> None:
     """Answer predictions and take events over HTTP until told to stop."""
+    import signal
+    import sys
+
     import uvicorn
 
     from feature_repo.feast_quietly import quiet
@@ -21,6 +24,8 @@ def serve(
 
     quiet()
     given = settings()
+    # uvicorn answers what is under way and then raises the signal again: that is a good end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         create_app(given),
         host=host or given.host,
