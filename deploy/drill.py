@@ -5,9 +5,11 @@ Before an order's event is published, a prediction is asked for over HTTP; what 
 """
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 
 from deploy.stack import Stack, running
 from feature_repo.clock import Clock, clock_of, from_ms
@@ -31,6 +34,7 @@ WARM_UP_MS = 4 * 3_600_000
 """Events this long before the start are replayed too, so that windows are full and couriers known."""
 READY_SECONDS = 30.0
 """Real time that worker and API have before the clock shows the drill's start."""
+_DAY_MS = 86_400_000
 _LATEST_LABEL_MS = 4 * 3_600_000
 _PROCESSES = (("worker",), ("serve",))
 SERVICE = "eta_streaming"
@@ -44,6 +48,7 @@ class Outcome:
     answers: dict[str, Any] = field(default_factory=dict)
     problems: Counter[int] = field(default_factory=Counter)
     behind_ms: list[int] = field(default_factory=list)
+    materialized_day: int | None = None
 
 
 def drill(file: Path, mapping: Path, start_ms: int, end_ms: int, rate: float) -> dict[str, Any]:
@@ -86,6 +91,11 @@ def _replay(
     if ask is not None:
         if not outcome.answers and not outcome.problems:
             stack.wait_ready()
+        if at // _DAY_MS != outcome.materialized_day:  # what the nightly job would do
+            outcome.materialized_day = at // _DAY_MS
+            subprocess.Popen(
+                [sys.executable, "-m", "tiffin", "materialize"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
         status, answer = get_json(ask, f"/v1/eta/{event['restaurant_id']}")
         if status == 200:
             outcome.answers[event["order_id"]] = answer
@@ -113,6 +123,7 @@ def _figures(
         "rmse": round(float(np.sqrt(((eta - true) ** 2).mean())), 2),
         "p90_coverage": round(float((true <= p90).mean()), 3),
         "offline_mae": _offline_mae(given, set(orders), start_ms, end_ms),
+        "features_equal_offline": _equal_share(given, list(outcome.answers.values())),
         "producer_behind_ms_p99": int(np.percentile(outcome.behind_ms[-len(orders) :], 99)),
     }
 
@@ -125,6 +136,29 @@ def _offline_mae(given: Settings, orders: set[str], start_ms: int, end_ms: int) 
     asked = dataset.take(np.array([order in orders for order in dataset.order_id]))
     median, _ = Registry(given.data / "models").load(SERVICE).predict(asked.matrix)
     return round(float(np.abs(median - asked.label).mean()), 2)
+
+
+def _equal_share(given: Settings, answers: Sequence[Any]) -> dict[str, float]:
+    """Of each feature, the share of answers in which it was served as history gives it for the same instant."""
+    rows = pd.DataFrame(
+        {
+            "restaurant_id": [a["restaurant_id"] for a in answers],
+            "zone_id": [a["features"]["restaurant_profile__zone_id"]["value"] for a in answers],
+            "event_timestamp": pd.to_datetime([a["as_of"] for a in answers], utc=True),
+        }
+    )
+    store = open_store(given)
+    service = store.get_feature_service(SERVICE)
+    offline = store.get_historical_features(rows, service, full_feature_names=True).to_df()
+    shares = {}
+    for name in answers[0]["features"]:
+        pairs = zip((a["features"][name]["value"] for a in answers), offline[name], strict=True)
+        shares[name] = round(sum(_same(served, known) for served, known in pairs) / len(answers), 4)
+    return shares
+
+
+def _same(served: Any, known: Any) -> bool:
+    return bool(pd.isna(known)) if served is None else bool(served == known)
 
 
 @contextmanager

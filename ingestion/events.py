@@ -167,6 +167,7 @@ TOPICS = (*EVENT_TYPES, DEAD_LETTERS, PREDICTIONS)
 """Every topic there is."""
 
 _DECODERS = {topic: msgspec.json.Decoder(t.schema) for topic, t in EVENT_TYPES.items()}
+_ANY_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MOMENTS = {topic: t.moments for topic, t in EVENT_TYPES.items()}
 _FIELDS = {topic: t.schema.__struct_fields__ for topic, t in EVENT_TYPES.items()}
 _NAMES = {
@@ -193,7 +194,7 @@ def parse(topic: str, value: bytes, append_ms: int) -> Event:
     kind = event_type(topic)
     try:
         decoded = _DECODERS[topic].decode(value)
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explained(error, value) from None
     columns: dict[str, Any] = {name: getattr(decoded, name) for name in _FIELDS[topic]}
     for name in _MOMENTS[topic]:
@@ -216,7 +217,8 @@ def parse(topic: str, value: bytes, append_ms: int) -> Event:
 
 def extras(topic: str, value: bytes) -> str | None:
     """The fields of a parsed event that its schema does not know, as JSON text; None if there are none."""
-    unknown = {k: v for k, v in msgspec.json.decode(value).items() if k not in _FIELDS[topic]}
+    raw: dict[str, msgspec.Raw] = _ANY_OBJECT.decode(value)
+    unknown = {name: content for name, content in raw.items() if name not in _FIELDS[topic]}
     return msgspec.json.encode(unknown).decode() if unknown else None
 
 
@@ -244,11 +246,10 @@ def arrow_schema(topic: str) -> pa.Schema:
 
 
 def _milliseconds(field: str, moment: datetime | int) -> int:
-    if isinstance(moment, datetime):
-        return to_ms(moment)
-    if not _MIN_MS <= moment <= _MAX_MS:
-        raise BadEvent(field, moment, "no instant between the years 1 and 9999: epoch milliseconds are expected")
-    return moment
+    instant = to_ms(moment) if isinstance(moment, datetime) else moment
+    if not _MIN_MS <= instant <= _MAX_MS:
+        raise BadEvent(field, str(moment), "no instant of the years 1 to 9999, UTC: it could not be kept")
+    return instant
 
 
 def _explained(error: Exception, value: bytes) -> BadEvent:

@@ -117,7 +117,7 @@ class WindowFolder:
         values: list[PartValue] = []
         for part in self.view.layout.parts:
             value = event.columns[part.column]
-            hashed = digest(repr(value)) if part.kind == "distinct" else 0
+            hashed = digest(repr(value or 0)) if part.kind == "distinct" else 0  # -0.0 is 0.0
             values.append(observe(part, value, hashed, event.time, partition, offset))
         return Observation(event.time, partition, offset, tuple(values))
 

@@ -74,4 +74,6 @@ def _model(predictor: Predictor, mode: Mode) -> Check:
     model = predictor.model(mode)
     if isinstance(model, str):
         return {"ok": False, "reason": model}
-    return {"ok": True, "name": model.manifest.name, "version": model.manifest.version}
+    check: Check = {"ok": True, "name": model.manifest.name, "version": model.manifest.version}
+    refused = predictor.refused(mode)  # it answers all the same, by the model before
+    return check if refused is None else check | {"newer_model_refused": refused}

@@ -52,6 +52,11 @@ class Predictor:
             for i, (order, row, choice) in enumerate(zip(orders, rows, choices, strict=True))
         ]
 
+    def refused(self, mode: Mode) -> str | None:
+        """Why a newer model is not in use, if one was promoted and refused."""
+        error = self._watchers[mode].last_error
+        return None if error is None else str(error)
+
     def model(self, mode: Mode) -> Model | str:
         """The model of a mode, or why there is none that may answer."""
         try:

@@ -94,12 +94,15 @@ def start(data: Path) -> subprocess.Popen[bytes]:
         start_new_session=True,  # Ctrl-C reaches our processes first, so that they can still write
     )
     deadline = time.monotonic() + _START_SECONDS
-    while not answers(path):
-        if child.poll() is not None or time.monotonic() > deadline:
-            stop(child)
-            tail = log.read_text(errors="replace")[-500:].strip() if log.exists() else "it left no log"
-            raise EmbeddedServerError(f"the embedded Valkey in {home} did not start: {tail}")
-        time.sleep(0.01)
+    try:
+        while not answers(path):
+            if child.poll() is not None or time.monotonic() > deadline:
+                tail = log.read_text(errors="replace")[-500:].strip() if log.exists() else "it left no log"
+                raise EmbeddedServerError(f"the embedded Valkey in {home} did not start: {tail}")
+            time.sleep(0.01)
+    except BaseException:  # told to stop, too: nobody else knows of the child yet
+        stop(child)
+        raise
     return child
 
 

@@ -57,12 +57,14 @@ return written
 # byte, and group. Sets `<base>:z:<state>:<group>` hold the members by time; of each partition `<base>:a` has what was
 # applied and `<base>:n` the newest time.
 PRESENCE_APPLY = """
--- KEYS[1] the base; ARGV: partition, epoch bytes, last offset bytes, newest time, then an event each: member, register,
--- time, state, group. The later (time, partition, offset) wins, in whatever order events come.
+-- KEYS[1] the base; ARGV: partition, epoch bytes, last offset bytes, newest time, ttl, then an event each: member,
+-- register, time, state, group. The later (time, partition, offset) wins, in whatever order events come. Members that
+-- are older than the ttl count nowhere, nor will anything older of theirs: they are forgotten, set by set.
 local base = KEYS[1]
+local touched = {}
 local members = base .. ':m'
 local function set_of(state, group) return base .. ':z:' .. state .. ':' .. group end
-for i = 5, #ARGV, 5 do
+for i = 6, #ARGV, 5 do
   local member, register = ARGV[i], ARGV[i + 1]
   local stored = redis.call('HGET', members, member)
   local newer = true
@@ -82,11 +84,20 @@ for i = 5, #ARGV, 5 do
   if newer then
     redis.call('HSET', members, member, register)
     redis.call('ZADD', set_of(ARGV[i + 3], ARGV[i + 4]), ARGV[i + 2], member)
+    touched[set_of(ARGV[i + 3], ARGV[i + 4])] = true
   end
 end
 local newest = tonumber(redis.call('HGET', base .. ':n', ARGV[1]) or '-1e18')
 if tonumber(ARGV[4]) > newest then redis.call('HSET', base .. ':n', ARGV[1], ARGV[4]) end
 redis.call('HSET', base .. ':a', ARGV[1], ARGV[2] .. ARGV[3])
+local oldest = string.format('(%.0f', math.max(newest, tonumber(ARGV[4])) - tonumber(ARGV[5]))
+for set in pairs(touched) do
+  local gone = redis.call('ZRANGEBYSCORE', set, '-inf', oldest, 'LIMIT', 0, 1000)
+  if #gone > 0 then
+    redis.call('ZREM', set, unpack(gone))
+    redis.call('HDEL', members, unpack(gone))
+  end
+end
 return #ARGV
 """
 

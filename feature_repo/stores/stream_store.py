@@ -119,7 +119,7 @@ class StreamStore:
         iterator = iter(events)
         while chunk := list(islice(iterator, _PRESENCE_CHUNK)):
             newest, last = max(e.time for e in chunk), max(e.offset for e in chunk)
-            args: list[Any] = [number, epoch.to_bytes(8, "big"), last.to_bytes(8, "big"), newest]
+            args: list[Any] = [number, epoch.to_bytes(8, "big"), last.to_bytes(8, "big"), newest, view.ttl]
             for e in chunk:
                 register = _REGISTER.pack(e.time + _BIAS, number, e.offset, epoch)
                 state, group = e.state.encode(), e.group.encode()
