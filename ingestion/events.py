@@ -204,6 +204,8 @@ def parse(topic: str, value: bytes, append_ms: int) -> Event:
     kind.check(columns)
     for name, derive in kind.derived.items():
         columns[name] = derive(columns)
+        if columns[name] > MAX_MAGNITUDE:
+            raise BadEvent(name, columns[name], f"more than {MAX_MAGNITUDE}: no window could hold it")
     own = columns[kind.time_field]
     if own > append_ms + MAX_AHEAD_MS:
         raise BadEvent(
@@ -220,6 +222,14 @@ def extras(topic: str, value: bytes) -> str | None:
     raw: dict[str, msgspec.Raw] = _ANY_OBJECT.decode(value)
     unknown = {name: content for name, content in raw.items() if name not in _FIELDS[topic]}
     return msgspec.json.encode(unknown).decode() if unknown else None
+
+
+def column_kinds(topic: str) -> dict[str, str]:
+    """Of each column of a topic's events: ``id`` (int), ``text``, ``instant``, or ``number`` (can be aggregated)."""
+    kind = event_type(topic)
+    kinds = {Id: "id", Id | None: "id", Name: "text", str: "text", Moment: "instant"}
+    found = {name: kinds.get(hint, "number") for name, hint in kind.schema.__annotations__.items()}
+    return found | dict.fromkeys(kind.derived, "number")
 
 
 def event_key(topic: str, columns: Mapping[str, Scalar]) -> bytes:

@@ -14,8 +14,10 @@ from feature_repo.clock import Clock
 from feature_repo.stores.progress import digest
 from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.stores.stream_store import StreamStore
+from feature_repo.stores.tile_codec import CorruptField
 from feature_repo.views import StreamView
 from ingestion.dead_letters import dead_letter
+from ingestion.definition_checks import check_views
 from ingestion.events import DEAD_LETTERS, BadEvent, parse
 from ingestion.folding import Folder, LostPartition, Placed, folder_of
 from ingestion.log import EventLog, LogUnavailable, Message, PositionGone, Record, TopicPartition
@@ -54,6 +56,7 @@ class Worker:
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
+        check_views(self.views)
         self._folders: dict[str, list[Folder]] = {}
         for view in self.views:
             folder = folder_of(view, self.store, self.project)
@@ -89,7 +92,7 @@ class Worker:
                 try:
                     self.step()
                     failures = 0
-                except (LogUnavailable, LostPartition, *STORE_DOWN) as error:
+                except (LogUnavailable, LostPartition, CorruptField, *STORE_DOWN) as error:
                     logger.warning("worker interrupted", error=str(error), failures=failures)
                     self.recover(error)
                     time.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
@@ -164,7 +167,7 @@ class Worker:
             self.log.publish(DEAD_LETTERS, dead)
         self.counts.events += len(events)
         self.counts.dead += len(dead)
-        held.offset = batch[-1].offset + 1
+        held.offset = max(held.offset, batch[-1].offset + 1)
         held.complete_until = max(held.complete_until, batch[-1].append_ms)
         self._store_progress(held)  # the last write of each batch: where it is stored, all before it is
 

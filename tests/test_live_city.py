@@ -72,9 +72,6 @@ def test_a_second_call_writes_only_what_is_missing(settings: Settings) -> None:
     assert set(after) - set(before) == lived(NOON - 2 * HOUR_MS, NOON)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="extend_history moves its mark back to an earlier `now`, and writes on from there"
-)
 def test_a_clock_that_was_set_back_writes_nothing_twice(settings: Settings) -> None:
     extend(settings, NOON)
     before = event_ids(settings)

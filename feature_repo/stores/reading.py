@@ -149,9 +149,7 @@ class _Reading:
         for entities in self._entities:
             self._replies.append(replies[at : at + len(entities)])
             at += len(entities)
-        if not complete:
-            return False
-        return self._settle_instant()
+        return self._settle_instant() and complete
 
     def answer(self) -> Answer:
         """The features, from the replies last taken."""
@@ -181,7 +179,10 @@ class _Reading:
         return self._instant == asked or not any(isinstance(w.view, PresenceView) for w in self._plan.wanted)
 
     def _tiles(self, view: WindowView, reply: Sequence[bytes | None]) -> list[Tiles] | None:
-        """The tiles of an entity in each partition; None if a field is of a newer epoch than the progress read."""
+        """The tiles of an entity in each partition.
+
+        None if they cannot be trusted: a field is of a newer epoch than the progress read, or damaged.
+        """
         found: list[Tiles] = []
         for partition, data in enumerate(reply):
             progress = self._progress[view.topic].by_partition.get(partition)
@@ -191,7 +192,10 @@ class _Reading:
             if epoch > progress.epoch:
                 return None
             if epoch == progress.epoch:
-                found.append(tile_codec.unpack(view.layout, partition, data))
+                try:
+                    found.append(tile_codec.unpack(view.layout, partition, data))
+                except tile_codec.CorruptField:
+                    return None
         return found
 
     def _features(self, wanted: Wanted, reply: Any) -> list[Feature]:
