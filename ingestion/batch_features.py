@@ -13,7 +13,8 @@ import pyarrow as pa
 from feature_repo.clock import from_ms
 from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import Connection, connect, literal, parquet_files
-from ingestion.event_files import log_dates, log_folder, publish_next
+from feature_repo.stores.parquet_files import append_file
+from ingestion.event_files import log_dates, log_folder
 from ingestion.events import arrow_schema
 
 STATS, PROFILE = "restaurant_prep_stats", "restaurant_profile"
@@ -200,7 +201,7 @@ def _append(folder: Path, rows: pa.Table, now: datetime, features: dict[str, pa.
     if rows.num_rows:
         schema = _batch_schema(features)
         stamped = rows.append_column("created", pa.array([now] * rows.num_rows, _INSTANT))
-        publish_next(folder, stamped.select(schema.names).cast(schema))
+        append_file(folder, stamped.select(schema.names).cast(schema))
     return int(rows.num_rows)
 
 

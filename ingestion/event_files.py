@@ -6,13 +6,11 @@ partition -1 in files named ``history-<first offset>.parquet``, its append time 
 ``last_offset`` says up to which offset a file speaks for its partition, records that did not parse included.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.clock import from_ms
 from feature_repo.settings import Settings
+from feature_repo.stores.parquet_files import publish_file
 from ingestion.events import arrow_schema, event_type
 
 HISTORY = -1
@@ -28,49 +27,12 @@ HISTORY = -1
 
 DAY_MS = 86_400_000
 LAST_OFFSET = b"last_offset"
-# Rows are sorted by time, so a row group is a stretch of time that readers can skip by its statistics.
-_ROW_GROUP = 65_536
 _FILE = re.compile(r"(history|\d+)-(\d+)\.parquet")
 
 
 def log_folder(settings: Settings, topic: str) -> Path:
     """Where the files of `topic` lie."""
     return settings.data / "log" / topic
-
-
-def publish(final: Path, table: pa.Table) -> None:
-    """Make `table` the file `final`: all of it, on disk, or nothing. Readers never see a part of it.
-
-    Raises FileExistsError, changing nothing, if the name is taken: whoever came first wrote the same records.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    hidden = final.parent / f".{final.stem}-{uuid4().hex}.tmp"
-    try:
-        with hidden.open("xb") as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(hidden, final)  # unlike rename, it fails if the name is there
-    finally:
-        hidden.unlink(missing_ok=True)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name, too, survives a power cut
-    finally:
-        os.close(folder)
-
-
-def publish_next(folder: Path, table: pa.Table) -> Path:
-    """Append `table` to `folder` under the next free number, for rows that have no place of their own in a log."""
-    number = len(list(folder.glob("rows-*.parquet")))
-    while True:
-        final = folder / f"rows-{number:06d}.parquet"
-        try:
-            publish(final, table)
-        except FileExistsError:
-            number += 1
-        else:
-            return final
 
 
 def events_table(topic: str, columns: Mapping[str, Any]) -> pa.Table:
@@ -109,7 +71,7 @@ def publish_events(settings: Settings, topic: str, table: pa.Table, last_offset:
     folder = log_folder(settings, topic) / f"date={from_ms(day * DAY_MS).date().isoformat()}"
     final = folder / f"{owner}-{table['offset'][0].as_py()}.parquet"
     metadata = {**(table.schema.metadata or {}), LAST_OFFSET: str(last_offset)}
-    publish(final, table.replace_schema_metadata(metadata))
+    publish_file(final, table.replace_schema_metadata(metadata))
     return final
 
 

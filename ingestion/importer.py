@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import connect, literal, parquet_files
-from ingestion.event_files import append_history, log_folder, publish
+from feature_repo.stores.parquet_files import replace_file
+from ingestion.event_files import append_history, log_folder
 from ingestion.events import EVENT_TYPES, MINUTE_MS, BadEvent, Event, extras, parse
 from ingestion.import_mapping import (
     SHORT_NAMES,
@@ -74,7 +75,7 @@ def import_orders(
     report = Report(source.mapping.source, rows=source.rows, kept=source.rows - source.refused.num_rows)
     report.refused.update(source.refused["refused_because"].to_pylist())
     report.refused_file = settings.data / "imported" / f"refused-{source.mapping.source}.parquet"
-    _replace(report.refused_file, source.refused)
+    replace_file(report.refused_file, source.refused)
     by_topic: dict[str, list[tuple[Event, bytes]]] = {topic: [] for topic in EVENT_TYPES}
     for event, value in _between(source.events, after_ms, until_ms):
         by_topic[event.topic].append((event, value))
@@ -221,16 +222,8 @@ def _dense_ids(settings: Settings, name: str, texts: list[str]) -> dict[str, int
     new = [text for text in texts if text not in known]
     if new:
         known |= {text: number for number, text in enumerate(new, start=max(known.values(), default=0) + 1)}
-        _replace(path, pa.table({"text": list(known), "id": pa.array(known.values(), pa.int64())}))
+        replace_file(path, pa.table({"text": list(known), "id": pa.array(known.values(), pa.int64())}))
     return known
-
-
-def _replace(path: Path, table: pa.Table) -> None:
-    """Put `table` where `path` is, at once: readers see the old file or the new one."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    publish(fresh, table)
-    fresh.replace(path)
 
 
 def _between(

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from feature_repo.clock import from_ms
 from feature_repo.settings import Settings
+from feature_repo.stores.parquet_files import append_file
 from ingestion.city import DAY_MS, MINUTE_MS, City, day_of, day_start, rain_of
-from ingestion.event_files import append_history, publish_next
+from ingestion.event_files import append_history
 from ingestion.events import EVENT_TYPES
 
 Row = tuple[Any, ...]
@@ -263,7 +264,7 @@ def write_history(
         until = min((date + 1) * DAY_MS, end_ms)
         progress(until - done)
         done = until
-    publish_next(settings.data / "batch" / "restaurant_profile", profiles(city, start_ms))
+    append_file(settings.data / "batch" / "restaurant_profile", profiles(city, start_ms))
     return counts
 
 

@@ -12,8 +12,9 @@ import pytest
 from feature_repo.clock import from_ms, to_ms
 from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import parquet_files
+from feature_repo.stores.parquet_files import append_file
 from ingestion.batch_features import PROFILE, STATS, compute
-from ingestion.event_files import append_history, events_table, publish_events, publish_next
+from ingestion.event_files import append_history, events_table, publish_events
 
 MINUTE, DAY = 60_000, 86_400_000
 T = to_ms(datetime(2026, 3, 10, tzinfo=UTC))
@@ -199,7 +200,7 @@ def test_a_profile_is_stated_anew_every_week(settings: Settings) -> None:
     instant = pa.array([given], pa.timestamp("us", tz="UTC"))
     place = {"zone_id": [2], "cuisine": ["thai"], "latitude": [1.5], "longitude": [2.5]}
     profile = pa.table({"restaurant_id": [1], **place, "event_time": instant, "created": instant})
-    publish_next(settings.data / "batch" / PROFILE, profile)
+    append_file(settings.data / "batch" / PROFILE, profile)
     placed(settings, (T - 16 * DAY, 9))
 
     assert compute(settings, None, None, NOW)[PROFILE] == 2
