@@ -65,7 +65,7 @@ class Worker:
         self.topics = sorted(self._folders)
         self._opener = PartitionOpener(self.log, self.store, self.views, self.clock)
         self._held: dict[TopicPartition, Partition] = {}
-        self._progress_due = 0
+        self._progress_at: int | None = None
         self._consumer = self.log.consumer(self.topics, self.group, self._start_at, self._released)
 
     def step(self, timeout_ms: int = POLL_MS, max_records: int = MAX_RECORDS) -> int:
@@ -80,8 +80,8 @@ class Worker:
             if held is not None:
                 self._fold(held, batch)
                 records += len(batch)
-        if self.clock() >= self._progress_due:
-            self.write_progress()
+        if self._progress_at is None or abs(self.clock() - self._progress_at) >= PROGRESS_EVERY_MS:
+            self.write_progress()  # a clock that was set back must not silence it
         return records
 
     def run(self, stop: Callable[[], bool]) -> None:
@@ -120,7 +120,7 @@ class Worker:
             self._store_progress(held)
             if where in self._held:
                 done[where] = held.offset
-        self._progress_due = asked + PROGRESS_EVERY_MS
+        self._progress_at = asked
         self._consumer.commit(done)
 
     def close(self) -> None:
