@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -70,7 +71,8 @@ def _ask_until(settings: Settings, restaurant: int, orders: int) -> Any:
 
 
 def _table(before: Any, after: Any) -> Table:
-    table = Table(Column(no_wrap=True), "before", "after the burst", title=f"GET /v1/eta/{before['restaurant_id']}")
+    title = f"GET /v1/eta/{before['restaurant_id']}, before and after the burst"
+    table = Table(Column(no_wrap=True), "before", "after", title=title, box=SIMPLE_HEAD)
     for name in ("eta_minutes", "eta_minutes_p90", "mode"):
         table.add_row(name, str(before[name]), str(after[name]), style="bold" if name == "eta_minutes" else "")
     table.add_section()
