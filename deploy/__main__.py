@@ -12,7 +12,9 @@ commands = typer.Typer()
 
 @commands.command()
 def demo(
-    restaurant: Annotated[int, typer.Option(min=1, help="Which restaurant is asked about")] = 30,
+    restaurant: Annotated[
+        int | None, typer.Option(min=1, help="Which restaurant is asked about; a quiet one by default")
+    ] = None,
 ) -> None:
     """Set everything up, push events, and show a prediction move with a burst of orders; then stop it all."""
     from deploy.demo import demo as run

@@ -1,5 +1,6 @@
 """The demonstration: a prediction before and after a burst of orders, asked for with nothing but a restaurant's id."""
 
+from collections import Counter
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,18 +16,21 @@ from ingestion.live_city import WARM_UP_MS
 from ingestion.push import get_json, push_all, wait_until
 from ingestion.simulator import burst, live
 
-RESTAURANT = 30
 BURST = 12
 ORDERS = "restaurant_recent_orders__orders_10m"
 _FOLDED_SECONDS = 30.0
+_SHOWN = (Column("before", min_width=9), Column("after", min_width=9))
 
 
 class DemoError(RuntimeError):
     """The demonstration did not show what it should."""
 
 
-def demo(settings: Settings, restaurant: int = RESTAURANT) -> None:
-    """Set up, start, push, ask, stop. Raises DemoError if the answers do not move as they should."""
+def demo(settings: Settings, restaurant: int | None = None) -> None:
+    """Set up, start, push, ask, stop; about a `restaurant`, or one where nothing is going on right now.
+
+    Raises DemoError if the answers do not move as they should.
+    """
     console = Console()
     bootstrap(settings, lambda text: console.print(f"[dim]·[/dim] {text}"))
     city, clock = City.build(CITY_SEED), clock_of(settings)
@@ -36,7 +40,9 @@ def demo(settings: Settings, restaurant: int = RESTAURANT) -> None:
         now = clock()
         pushed = push_all(settings, live(city, now - WARM_UP_MS, now))
         console.print(f"[dim]·[/dim] pushed {pushed} events of the last hours over HTTP")
-        last = _count_in(settings, city, restaurant, now)
+        if restaurant is None:
+            restaurant = _quiet_one(city, now)
+        last = _count_in(city, restaurant, now)
         before = _ask_until(settings, restaurant, last)
         pushed = push_all(settings, burst(city, restaurant, BURST, clock(), prep_minutes=25.0))
         console.print(f"[dim]·[/dim] pushed a burst of {pushed} events at restaurant {restaurant}")
@@ -48,7 +54,15 @@ def demo(settings: Settings, restaurant: int = RESTAURANT) -> None:
         raise DemoError(f"expected streaming answers that rise with the burst, got {before['mode']}, {after['mode']}")
 
 
-def _count_in(settings: Settings, city: City, restaurant: int, now: int) -> int:
+def _quiet_one(city: City, now: int) -> int:
+    """The most popular restaurant that had no order in the last 40 minutes, else the one with the fewest."""
+    recent = Counter(
+        event["restaurant_id"] for topic, event in live(city, now - 40 * 60_000, now) if topic == "order_placed"
+    )
+    return min(city.restaurants, key=lambda r: (recent[r.restaurant_id], -r.demand)).restaurant_id
+
+
+def _count_in(city: City, restaurant: int, now: int) -> int:
     """How many of the restaurant's orders of the last 9 minutes were pushed: they must all be folded."""
     recent = live(city, now - 9 * 60_000, now)
     return sum(topic == "order_placed" and event["restaurant_id"] == restaurant for topic, event in recent)
@@ -72,7 +86,7 @@ def _ask_until(settings: Settings, restaurant: int, orders: int) -> Any:
 
 def _table(before: Any, after: Any) -> Table:
     title = f"GET /v1/eta/{before['restaurant_id']}, before and after the burst"
-    table = Table(Column(no_wrap=True), "before", "after", title=title, box=SIMPLE_HEAD)
+    table = Table(Column(no_wrap=True), *_SHOWN, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("eta_minutes", "eta_minutes_p90", "mode"):
         table.add_row(name, str(before[name]), str(after[name]), style="bold" if name == "eta_minutes" else "")
     table.add_section()
