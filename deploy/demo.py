@@ -41,7 +41,7 @@ def demo(settings: Settings, restaurant: int | None = None) -> None:
         pushed = push_all(settings, live(city, now - WARM_UP_MS, now))
         console.print(f"[dim]·[/dim] pushed {pushed} events of the last hours over HTTP")
         if restaurant is None:
-            restaurant = _quiet_one(city, now)
+            restaurant = _quiet_one(settings, city, now)
         last = _count_in(city, restaurant, now)
         before = _ask_until(settings, restaurant, last)
         pushed = push_all(settings, burst(city, restaurant, BURST, clock(), prep_minutes=25.0))
@@ -54,12 +54,17 @@ def demo(settings: Settings, restaurant: int | None = None) -> None:
         raise DemoError(f"expected streaming answers that rise with the burst, got {before['mode']}, {after['mode']}")
 
 
-def _quiet_one(city: City, now: int) -> int:
-    """The most popular restaurant that had no order in the last 40 minutes, else the one with the fewest."""
+def _quiet_one(settings: Settings, city: City, now: int) -> int:
+    """A popular restaurant without recent orders, neither of the city's nor of an earlier demonstration's burst."""
     recent = Counter(
         event["restaurant_id"] for topic, event in live(city, now - 40 * 60_000, now) if topic == "order_placed"
     )
-    return min(city.restaurants, key=lambda r: (recent[r.restaurant_id], -r.demand)).restaurant_id
+    quiet = sorted(city.restaurants, key=lambda r: (recent[r.restaurant_id], -r.demand))
+    for restaurant in quiet:
+        _, answer = get_json(settings, f"/v1/eta/{restaurant.restaurant_id}")
+        if answer["features"][ORDERS]["value"] == 0:
+            return restaurant.restaurant_id
+    return quiet[0].restaurant_id
 
 
 def _count_in(city: City, restaurant: int, now: int) -> int:
