@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,20 @@ import numpy as np
 import pandas as pd
 
 from deploy.stack import Stack, running
-from feature_repo.clock import Clock, clock_of, from_ms
+from feature_repo.clock import Clock, clock_of, from_ms, to_ms
 from feature_repo.feast_quietly import open_store
 from feature_repo.settings import Settings, settings
 from ingestion.events import EVENT_TYPES, TOPICS, event_key
 from ingestion.importer import events_of
 from ingestion.log import EventLog, Message, open_log
 from ingestion.push import get_json
-from models.dataset import NoTrainingRows, build
+from models.dataset import Dataset, build
 from models.registry import Registry
 
 WARM_UP_MS = 4 * 3_600_000
 """Events this long before the start are replayed too, so that windows are full and couriers known."""
+ASKED_AHEAD_MS = 2_000
+"""A prediction is asked so long before its order, on the drill's clock: at 40 times the speed that is 50 ms."""
 READY_SECONDS = 30.0
 """Real time that worker and API have before the clock shows the drill's start."""
 _DAY_MS = 86_400_000
@@ -49,6 +52,7 @@ class Outcome:
     problems: Counter[int] = field(default_factory=Counter)
     behind_ms: list[int] = field(default_factory=list)
     materialized_day: int | None = None
+    nightly: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
 
 def drill(file: Path, mapping: Path, start_ms: int, end_ms: int, rate: float) -> dict[str, Any]:
@@ -71,6 +75,8 @@ def drill(file: Path, mapping: Path, start_ms: int, end_ms: int, rate: float) ->
                 asked = topic == "order_placed" and at >= start_ms and event["order_id"] in labels
                 _replay(log, stack, clock, outcome, topic, event, given if asked else None)
         log.close()
+        for job in outcome.nightly:
+            job.wait(60)
         return _figures(given, outcome, labels, start_ms, end_ms)
 
 
@@ -85,22 +91,22 @@ def _replay(
 ) -> None:
     """Wait for the event's time, ask for a prediction if it is an order to ask for, then publish the event."""
     at = _time(topic, event)
-    while (ahead := at - clock()) > 0:
-        time.sleep(min(0.05, ahead / 1000))
-    outcome.behind_ms.append(clock() - at)
     if ask is not None:
+        _wait(clock, at - ASKED_AHEAD_MS)
         if not outcome.answers and not outcome.problems:
             stack.wait_ready()
         if at // _DAY_MS != outcome.materialized_day:  # what the nightly job would do
             outcome.materialized_day = at // _DAY_MS
-            subprocess.Popen(
-                [sys.executable, "-m", "tiffin", "materialize"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            command = [sys.executable, "-m", "tiffin", "materialize"]
+            job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            outcome.nightly.append(job)
         status, answer = get_json(ask, f"/v1/eta/{event['restaurant_id']}")
         if status == 200:
             outcome.answers[event["order_id"]] = answer
         else:
             outcome.problems[status] += 1
+    _wait(clock, at)
+    outcome.behind_ms.append(clock() - at)
     message = Message(event_key(topic, event), msgspec.json.encode(event))
     log.publish(topic, [message], append_ms=clock())
     outcome.published += 1
@@ -110,36 +116,44 @@ def _figures(
     given: Settings, outcome: Outcome, labels: Mapping[str, float], start_ms: int, end_ms: int
 ) -> dict[str, Any]:
     """The drill in numbers; errors in minutes. `offline_mae`: the same model and orders, by features from history."""
-    orders = sorted(outcome.answers)
+    dataset = build(open_store(given), given, SERVICE, from_ms(start_ms), from_ms(end_ms))
+    asked = dataset.take(np.array([order in outcome.answers for order in dataset.order_id]))
+    orders = asked.order_id.tolist()  # without those whose label is impossible, as in training
+    median, _ = Registry(given.data / "models").load(SERVICE).predict(asked.matrix)
     true = np.array([labels[order] for order in orders])
     eta = np.array([outcome.answers[order]["eta_minutes"] for order in orders])
     p90 = np.array([outcome.answers[order]["eta_minutes_p90"] for order in orders])
     return {
         "events": outcome.published,
-        "predictions": len(orders),
+        "predictions": len(outcome.answers),
+        "with_a_label": len(orders),
         "problems": dict(outcome.problems),
         "modes": dict(Counter(outcome.answers[order]["mode"] for order in orders)),
         "mae": round(float(np.abs(eta - true).mean()), 2),
         "rmse": round(float(np.sqrt(((eta - true) ** 2).mean())), 2),
         "p90_coverage": round(float((true <= p90).mean()), 3),
-        "offline_mae": _offline_mae(given, set(orders), start_ms, end_ms),
-        "features_equal_offline": _equal_share(given, list(outcome.answers.values())),
+        "offline_mae": round(float(np.abs(median - asked.label).mean()), 2),
+        "features_equal_offline": _equal_share(given, outcome, asked),
         "producer_behind_ms_p99": int(np.percentile(outcome.behind_ms[-len(orders) :], 99)),
     }
 
 
-def _offline_mae(given: Settings, orders: set[str], start_ms: int, end_ms: int) -> float | None:
-    try:
-        dataset = build(open_store(given), given, SERVICE, from_ms(start_ms), from_ms(end_ms))
-    except NoTrainingRows:
-        return None
-    asked = dataset.take(np.array([order in orders for order in dataset.order_id]))
-    median, _ = Registry(given.data / "models").load(SERVICE).predict(asked.matrix)
-    return round(float(np.abs(median - asked.label).mean()), 2)
+def _wait(clock: Clock, until: int) -> None:
+    while (ahead := until - clock()) > 0:
+        time.sleep(min(0.005, ahead / 1000))
 
 
-def _equal_share(given: Settings, answers: Sequence[Any]) -> dict[str, float]:
-    """Of each feature, the share of answers in which it was served as history gives it for the same instant."""
+def _equal_share(given: Settings, outcome: Outcome, asked: Dataset) -> dict[str, float]:
+    """Of each feature, the share of answers in which it was served as history gives it for the same instant.
+
+    Answers whose instant is not before their order are left out: history has the order by then, the store had not.
+    """
+    placed = zip(asked.order_id, asked.event_ms, strict=True)
+    answers = [
+        answer
+        for order, instant in placed
+        if to_ms(datetime.fromisoformat((answer := outcome.answers[order])["as_of"])) <= instant
+    ]
     rows = pd.DataFrame(
         {
             "restaurant_id": [a["restaurant_id"] for a in answers],
@@ -150,7 +164,7 @@ def _equal_share(given: Settings, answers: Sequence[Any]) -> dict[str, float]:
     store = open_store(given)
     service = store.get_feature_service(SERVICE)
     offline = store.get_historical_features(rows, service, full_feature_names=True).to_df()
-    shares = {}
+    shares: dict[str, float] = {"answers": len(answers)}
     for name in answers[0]["features"]:
         pairs = zip((a["features"][name]["value"] for a in answers), offline[name], strict=True)
         shares[name] = round(sum(_same(served, known) for served, known in pairs) / len(answers), 4)
