@@ -36,7 +36,7 @@ services-down: $(READY) ## end them
 	@$(BIN)/tiffin services down
 
 lock: ## resolve the dependencies anew
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --extra dev -p 3.11 pyproject.toml -o requirements.lock
+	uv pip compile --universal --generate-hashes --no-header --extra dev -p 3.11 pyproject.toml -o requirements.lock
 
 clean: ## remove what was made here, history and models included
 	rm -rf $(VENV) feature_repo/data examples/*/data .services .mypy_cache .ruff_cache .pytest_cache

@@ -33,8 +33,8 @@ from models.registry import Registry
 
 WARM_UP_MS = 4 * 3_600_000
 """Events this long before the start are replayed too, so that windows are full and couriers known."""
-ASKED_AHEAD_MS = 2_000
-"""A prediction is asked so long before its order, on the drill's clock: at 40 times the speed that is 50 ms."""
+ASKED_AHEAD_SECONDS = 0.05
+"""A prediction is asked so much real time before its order: the answer's instant must come before it."""
 READY_SECONDS = 30.0
 """Real time that worker and API have before the clock shows the drill's start."""
 _DAY_MS = 86_400_000
@@ -92,7 +92,7 @@ def _replay(
     """Wait for the event's time, ask for a prediction if it is an order to ask for, then publish the event."""
     at = _time(topic, event)
     if ask is not None:
-        _wait(clock, at - ASKED_AHEAD_MS)
+        _wait(clock, at - round(ASKED_AHEAD_SECONDS * 1000 * ask.clock_rate))
         if not outcome.answers and not outcome.problems:
             stack.wait_ready()
         if at // _DAY_MS != outcome.materialized_day:  # what the nightly job would do
@@ -165,7 +165,7 @@ def _equal_share(given: Settings, outcome: Outcome, asked: Dataset) -> dict[str,
     service = store.get_feature_service(SERVICE)
     offline = store.get_historical_features(rows, service, full_feature_names=True).to_df()
     shares: dict[str, float] = {"answers": len(answers)}
-    for name in answers[0]["features"]:
+    for name in answers[0]["features"] if answers else ():
         pairs = zip((a["features"][name]["value"] for a in answers), offline[name], strict=True)
         shares[name] = round(sum(_same(served, known) for served, known in pairs) / len(answers), 4)
     return shares

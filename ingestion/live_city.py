@@ -8,6 +8,7 @@ import msgspec
 
 from feature_repo.clock import clock_of
 from feature_repo.settings import Settings
+from feature_repo.stores.durable import write_synced
 from ingestion.city import DAY_MS, City
 from ingestion.events import EVENT_TYPES
 from ingestion.push import push_all
@@ -53,7 +54,7 @@ def extend_history(
         progress(done, total)
 
     counts = write_history(settings, City.build(seed), start, now, advance)
-    marker.write_bytes(msgspec.json.encode(_Simulated(seed, now)))
+    write_synced(marker, msgspec.json.encode(_Simulated(seed, now)))
     return counts
 
 

@@ -22,6 +22,7 @@ import structlog
 from numpy.typing import NDArray
 
 from feature_repo.clock import from_ms
+from feature_repo.stores.durable import sync_folder, write_synced
 from models.vector import REQUEST_FEATURES, FeatureVector, Matrix, request_features
 
 __all__ = [
@@ -144,12 +145,12 @@ class Registry:
         try:
             document = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
             for name, content in {**files, MANIFEST: document}.items():
-                _write_synced(aside / name, content)
+                write_synced(aside / name, content)
             aside.chmod(0o755)  # a temporary folder is its owner's alone; the API may run as somebody else
-            _sync_folder(aside)
+            sync_folder(aside)
             if not (folder / manifest.version).exists():
                 aside.rename(folder / manifest.version)
-                _sync_folder(folder)
+                sync_folder(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return manifest.version
@@ -160,10 +161,10 @@ class Registry:
         folder = self._folder(name)
         handle, aside = tempfile.mkstemp(prefix=".current-", dir=folder)
         os.close(handle)
-        _write_synced(Path(aside), f"{version}\n".encode())
+        write_synced(Path(aside), f"{version}\n".encode())
         Path(aside).chmod(0o644)
         Path(aside).replace(folder / CURRENT)
-        _sync_folder(folder)
+        sync_folder(folder)
 
     def versions(self, name: str) -> list[str]:
         """Every published version, oldest first."""
@@ -284,19 +285,3 @@ def _scorer(file: Path, sha256: str | None, width: int) -> Scorer:
     if not np.isfinite(scores).all():
         raise ModelBroken(file, f"answers {scores.tolist()} to rows of zeros and of missing values")
     return scorer
-
-
-def _write_synced(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in `folder` last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

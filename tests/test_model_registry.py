@@ -249,7 +249,7 @@ def test_a_publisher_that_fails_leaves_no_version(
     def full_disk(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("models.registry._sync_folder", full_disk)
+    monkeypatch.setattr("models.registry.sync_folder", full_disk)
     with pytest.raises(OSError, match="No space"):
         registry.publish(*trained)
     assert list((registry.root / NAME).iterdir()) == []

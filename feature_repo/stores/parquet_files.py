@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_repo.stores.durable import sync_folder
+
 # Rows of the event log are sorted by time, so a row group is a stretch of time that readers can skip by its statistics.
 _ROW_GROUP = 65_536
 _APPENDED = re.compile(r"rows-(\d+)\.parquet")
@@ -24,7 +26,7 @@ def publish_file(path: Path, table: pa.Table) -> None:
         os.link(hidden, path)  # unlike a rename, it fails if the name is there
     finally:
         hidden.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def append_file(folder: Path, table: pa.Table) -> Path:
@@ -50,7 +52,7 @@ def replace_file(path: Path, table: pa.Table) -> None:
     """Put `table` where `path` is, in one step for whoever reads it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_hidden(path, table).replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _write_hidden(path: Path, table: pa.Table) -> Path:
@@ -71,12 +73,3 @@ def _write_hidden(path: Path, table: pa.Table) -> Path:
         hidden.unlink(missing_ok=True)
         raise
     return hidden
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in `folder` last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
