@@ -12,7 +12,7 @@ from deploy.stack import running
 from feature_repo.clock import clock_of
 from feature_repo.settings import Settings
 from ingestion.city import City
-from ingestion.live_city import WARM_UP_MS
+from ingestion.live_city import WARM_UP_MS, check_same_city
 from ingestion.push import get_json, push_all, wait_until
 from ingestion.simulator import burst, live
 
@@ -32,6 +32,7 @@ def demo(settings: Settings, restaurant: int | None = None) -> None:
     Raises DemoError if the answers do not move as they should.
     """
     console = Console()
+    check_same_city(settings, CITY_SEED)
     bootstrap(settings, lambda text: console.print(f"[dim]·[/dim] {text}"))
     city, clock = City.build(CITY_SEED), clock_of(settings)
     with running(settings) as stack:

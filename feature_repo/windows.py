@@ -22,6 +22,9 @@ SCALE = 1_000_000
 MAX_MAGNITUDE = 1_000_000_000
 """Greatest absolute value of an aggregated column: its scaled form stays below 2**53, exact as a float."""
 
+MAX_AHEAD_MS = 60_000
+"""An event stamped further ahead of its append time is refused: its producer's clock cannot be trusted."""
+
 DISTINCT_BOUND = 1000
 """``count_distinct`` is exact up to this many values; a result of 1000 reads "1000 or more"."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from feast.value_type import ValueType
 
 from feature_repo.views import TOPIC_STATE, BadDefinition, StreamView, WindowView
-from ingestion.events import EVENT_TYPES, column_kinds
+from ingestion.events import EVENT_TYPES, column_kinds, nullable_columns
 
 _COUNTED = ("count", "count_distinct")  # what takes any column
 _KEY_KINDS = {ValueType.INT64: "id", ValueType.INT32: "id", ValueType.STRING: "text"}
@@ -32,6 +32,8 @@ def _columns(view: StreamView, topic: str, kinds: dict[str, str]) -> None:
     if not isinstance(view, WindowView):
         for column in {view.member, view.state} - {TOPIC_STATE}:
             _column(view, topic, kinds, column)
+        for column in sorted({view.member, view.state, *view.join_keys} & nullable_columns(topic)):
+            raise BadDefinition(f"{view.name}: {column} may be null in events of {topic}: nobody could be told by it")
         return
     for aggregate in view.aggregates:
         _column(view, topic, kinds, aggregate.column)

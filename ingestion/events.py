@@ -7,26 +7,24 @@ event says and when it happened. An event's time is the earlier of its own time 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import pyarrow as pa
 from msgspec import Meta, Struct
 
 from feature_repo.clock import iso, to_ms
-from feature_repo.windows import MAX_MAGNITUDE
+from feature_repo.windows import MAX_AHEAD_MS, MAX_MAGNITUDE
 
-MAX_AHEAD_MS = 60_000
-"""An event stamped further ahead of its append time is refused: its producer's clock cannot be trusted."""
+MAX_BYTES = 512 * 1024
+"""A longer event is refused: brokers and dead letters take no more."""
 
 MINUTE_MS = 60_000
 DEAD_LETTERS = "dead_letters"
-PREDICTIONS = "eta_predictions"
 
 Moment = Annotated[datetime, Meta(tz=True)] | int
 Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)] | int
-Amount = Annotated[float, Meta(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
 Scalar = int | float | str | None
 
 
@@ -163,7 +161,7 @@ EVENT_TYPES: dict[str, EventType] = {
 }
 """Every topic that features are made from."""
 
-TOPICS = (*EVENT_TYPES, DEAD_LETTERS, PREDICTIONS)
+TOPICS = (*EVENT_TYPES, DEAD_LETTERS)
 """Every topic there is."""
 
 _DECODERS = {topic: msgspec.json.Decoder(t.schema) for topic, t in EVENT_TYPES.items()}
@@ -192,6 +190,8 @@ def parse(topic: str, value: bytes, append_ms: int) -> Event:
     impossible, or is stamped more than 60 s ahead of its append time.
     """
     kind = event_type(topic)
+    if len(value) > MAX_BYTES:
+        raise BadEvent("event", f"{len(value)} bytes", f"more than {MAX_BYTES} bytes: it would fit nowhere else")
     try:
         decoded = _DECODERS[topic].decode(value)
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -230,6 +230,12 @@ def column_kinds(topic: str) -> dict[str, str]:
     kinds = {Id: "id", Id | None: "id", Name: "text", str: "text", Moment: "instant"}
     found = {name: kinds.get(hint, "number") for name, hint in kind.schema.__annotations__.items()}
     return found | dict.fromkeys(kind.derived, "number")
+
+
+def nullable_columns(topic: str) -> frozenset[str]:
+    """The columns of a topic's events that may be null."""
+    hints = event_type(topic).schema.__annotations__
+    return frozenset(name for name, hint in hints.items() if type(None) in get_args(hint))
 
 
 def event_key(topic: str, columns: Mapping[str, Scalar]) -> bytes:

@@ -81,14 +81,12 @@ class WindowFolder:
         epoch = stored.epoch
         field = layout.tiles_field(self.view, partition)
         waiting = self._by_entity(partition, events)
-        late = 0
+        late: dict[bytes, int] = {}  # by entity, so that one that is folded again is counted again
         for _ in range(_TRIES):
             fields = self._fields(cache, field, partition, stored, list(waiting))
             writes: list[tuple[bytes, FieldWrite, _Field]] = []
-            late = 0
             for key, observations in waiting.items():
-                folded, dropped = self._fold_one(fields[key], observations)
-                late += dropped
+                folded, late[key] = self._fold_one(fields[key], observations)
                 if folded is not None:
                     value = tile_codec.pack(Header(epoch, folded.offset), self.view.layout, folded.tiles)
                     writes.append((key, FieldWrite(key, field, folded.stored, value), folded))
@@ -101,7 +99,7 @@ class WindowFolder:
                     cache.drop((key, field))
                     refused.append(key)
             if not refused:
-                return late
+                return sum(late.values())
             waiting = {key: waiting[key] for key in refused}
         raise LostPartition(f"{self.view.name}: {len(waiting)} fields of partition {partition} keep changing under us")
 

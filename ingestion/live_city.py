@@ -15,6 +15,7 @@ from ingestion.push import push_all
 from ingestion.simulator import live, write_history
 
 _PUSH_EVERY_S = 1.0
+_MARKER = "simulated.json"
 WARM_UP_MS = 4 * 3_600_000
 """How much of the recent past is pushed before life goes on: windows are full then, and couriers known."""
 
@@ -26,6 +27,24 @@ class _Simulated(msgspec.Struct):
     until_ms: int
 
 
+def check_same_city(settings: Settings, seed: int) -> _Simulated | None:
+    """What of the city was written; None if the folder is empty yet.
+
+    Raises ValueError if it holds another city's history, or a user's own: they would be mixed.
+    """
+    marker = settings.data / _MARKER
+    if marker.exists():
+        written = msgspec.json.decode(marker.read_bytes(), type=_Simulated)
+        if written.seed != seed:
+            raise ValueError(
+                f"{settings.data} holds the history of city {written.seed}, not {seed}: use another --repo"
+            )
+        return written
+    if (settings.data / "log").exists():
+        raise ValueError(f"{settings.data} holds events that were not simulated: use another --repo for the city")
+    return None
+
+
 def extend_history(
     settings: Settings, seed: int, now: int, length: timedelta, progress: Callable[[float, float], None]
 ) -> dict[str, int]:
@@ -33,19 +52,12 @@ def extend_history(
 
     Raises ValueError if the folder holds another city's history, or a user's own: they would be mixed.
     """
-    marker = settings.data / "simulated.json"
     start = now - length // timedelta(milliseconds=1)
-    if marker.exists():
-        written = msgspec.json.decode(marker.read_bytes(), type=_Simulated)
-        if written.seed != seed:
-            raise ValueError(
-                f"{settings.data} holds the history of city {written.seed}, not {seed}: use another --repo"
-            )
+    written = check_same_city(settings, seed)
+    if written is not None:
         start = max(start, written.until_ms)
         if now <= written.until_ms:  # a drill's clock, say: nothing is missing
             return dict.fromkeys(EVENT_TYPES, 0)
-    elif (settings.data / "log").exists():
-        raise ValueError(f"{settings.data} holds events that were not simulated: use another --repo for the city")
     done, total = 0.0, (now - start) / DAY_MS
 
     def advance(milliseconds: int) -> None:
@@ -54,12 +66,13 @@ def extend_history(
         progress(done, total)
 
     counts = write_history(settings, City.build(seed), start, now, advance)
-    write_synced(marker, msgspec.json.encode(_Simulated(seed, now)))
+    write_synced(settings.data / _MARKER, msgspec.json.encode(_Simulated(seed, now)))
     return counts
 
 
 def push_live(settings: Settings, seed: int, url: str | None, stop: Callable[[], bool]) -> None:
     """Push the city's events to the API, the last hours at once and then as they happen, until `stop()`."""
+    check_same_city(settings, seed)
     city, clock = City.build(seed), clock_of(settings)
     since = clock() - WARM_UP_MS
     while not stop():

@@ -9,7 +9,7 @@ from feature_repo.clock import Clock
 from feature_repo.stores.progress import UNKNOWN, Progress, digest
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.views import PresenceView, StreamView
-from ingestion.events import MAX_AHEAD_MS
+from feature_repo.windows import MAX_AHEAD_MS
 from ingestion.folding import FieldCache, LostPartition
 from ingestion.log import EventLog, TopicPartition
 from ingestion.seen import BUCKET_MS, SeenIds
@@ -64,13 +64,16 @@ class PartitionOpener:
 
     def __init__(self, log: EventLog, store: StreamStore, views: Sequence[StreamView], clock: Clock) -> None:
         self._log, self._store, self._clock = log, store, clock
+        self.damaged: set[TopicPartition] = set()
+        """Partitions in whose fields something unreadable was found; they are folded anew when they are opened."""
         topics = {topic for view in views for topic in view.topics}
         self._views = {topic: [view for view in views if topic in view.topics] for topic in topics}
 
     def open(self, where: TopicPartition) -> Partition:
         """The partition, ready to be read from its `offset`. Raises LogUnavailable, LostPartition or `STORE_DOWN`."""
         topic, partition = where
-        self._store.set_partition_count(topic, self._log.partitions(topic))
+        hashes = sorted(view.tiles_hash for view in self._views[topic])
+        self._store.describe_topic(topic, self._log.partitions(topic), self._views_hash(topic), hashes)
         found = self._store.progress(topic, partition)
         for _ in range(_TRIES):
             reason = self._distrust(where, found)
@@ -83,6 +86,7 @@ class PartitionOpener:
                 logger.info(
                     "new epoch", topic=topic, partition=partition, epoch=new.epoch, offset=new.offset, why=reason
                 )
+                self.damaged.discard(where)
                 return self._resumed(where, new)
             found = other if other.epoch else None
         raise LostPartition(f"{topic}[{partition}]: its progress keeps changing under us")
@@ -91,14 +95,15 @@ class PartitionOpener:
         """Why the stored progress cannot be resumed from; None if it can."""
         if found is None:
             return "no progress is stored"
+        if where in self.damaged:
+            return "a field of it is damaged"
         if found.log != self._log_hash(where.topic):
             return "the topic was made anew or repartitioned"
         if found.views != self._views_hash(where.topic):
             return "the topic's views are defined otherwise"
-        if found.offset > self._log.offset_at(where, _END_OF_TIME):
-            return f"the log ends before offset {found.offset}"
-        if found.offset < self._log.begins(where.topic)[where]:
-            return f"the log no longer has offset {found.offset}"
+        begin, end = self._log.begins(where.topic)[where], self._log.offset_at(where, _END_OF_TIME)
+        if not begin <= found.offset <= end:
+            return f"the log has offsets {begin} to {end}, not {found.offset}"
         return None
 
     def _new_epoch(self, where: TopicPartition, found: Progress | None) -> Progress:

@@ -6,7 +6,7 @@ what it holds, reads the progress again and goes on from there; the fence makes 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import structlog
 
@@ -25,6 +25,7 @@ from ingestion.partitions import Partition, PartitionOpener
 
 GROUP = "tiffin-worker"
 PROGRESS_EVERY_MS = 1000
+SAY_EVERY_S = 60.0
 POLL_MS = 50
 MAX_RECORDS = 5000
 _BACKOFF_S = (0.1, 0.3, 1.0, 2.0)
@@ -34,7 +35,7 @@ logger = structlog.get_logger(__name__)
 
 @dataclass
 class Counts:
-    """What a worker has done since it began."""
+    """What a worker has done since it began. `late` counts an event once a view that it is too old for."""
 
     events: int = 0
     repeats: int = 0
@@ -66,6 +67,7 @@ class Worker:
         self._opener = PartitionOpener(self.log, self.store, self.views, self.clock)
         self._held: dict[TopicPartition, Partition] = {}
         self._progress_at: int | None = None
+        self._say_at = 0.0
         self._consumer = self.log.consumer(self.topics, self.group, self._start_at, self._released)
 
     def step(self, timeout_ms: int = POLL_MS, max_records: int = MAX_RECORDS) -> int:
@@ -92,13 +94,19 @@ class Worker:
                 try:
                     self.step()
                     failures = 0
-                except (LogUnavailable, LostPartition, CorruptField, *STORE_DOWN) as error:
+                    self._say_counts()
+                except (LogUnavailable, LostPartition, *STORE_DOWN) as error:
                     logger.warning("worker interrupted", error=str(error), failures=failures)
                     self.recover(error)
                     time.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                     failures += 1
         finally:
             self.close()
+
+    def _say_counts(self) -> None:
+        if time.monotonic() >= self._say_at:
+            self._say_at = time.monotonic() + SAY_EVERY_S
+            logger.info("worker works", partitions=len(self._held), **asdict(self.counts))
 
     def recover(self, error: Exception) -> None:
         """Forget what is held, so that the next step resumes from what is stored."""
@@ -125,6 +133,7 @@ class Worker:
 
     def close(self) -> None:
         """Hand the partitions over and leave the group."""
+        logger.info("worker ends", **asdict(self.counts))
         self._consumer.close()
 
     def _open_missing(self) -> None:
@@ -160,15 +169,20 @@ class Worker:
 
     def _fold(self, held: Partition, batch: Sequence[Record]) -> None:
         events, dead = self._parse(held, batch)
-        for folder in self._folders[held.where.topic]:
-            self.counts.late += folder.fold(held.where.partition, held.stored, held.cache, events)
+        try:
+            for folder in self._folders[held.where.topic]:
+                self.counts.late += folder.fold(held.where.partition, held.stored, held.cache, events)
+        except CorruptField as error:
+            self._opener.damaged.add(held.where)
+            raise LostPartition(f"{held.where}: a field is damaged ({error}): all of it is folded anew") from error
         held.store_seen(self.store)
         if dead:
             self.log.publish(DEAD_LETTERS, dead)
         self.counts.events += len(events)
         self.counts.dead += len(dead)
         held.offset = max(held.offset, batch[-1].offset + 1)
-        held.complete_until = max(held.complete_until, batch[-1].append_ms)
+        # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
+        held.complete_until = max(held.complete_until, min(batch[-1].append_ms, self.clock()))
         self._store_progress(held)  # the last write of each batch: where it is stored, all before it is
 
     def _parse(self, held: Partition, batch: Sequence[Record]) -> tuple[list[Placed], list[Message]]:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ValidationError
 
 from feature_repo.stores.redis_client import STORE_DOWN
+from serving.bodies import read_body
 from serving.metrics import PREDICTIONS, REFUSALS
 from serving.modes import Mode
 from serving.predictor import Predictor
@@ -16,6 +17,7 @@ from serving.schemas import Eta, Order, Orders, Outcome, Outcomes
 Body = TypeVar("Body", bound=BaseModel)
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": ProblemDetails, "description": "Unknown restaurant"},
+    413: {"model": ProblemDetails, "description": "Too large"},
     422: {"model": ProblemDetails, "description": "Invalid request"},
     503: {"model": ProblemDetails, "description": "No prediction in an accepted mode"},
 }
@@ -70,7 +72,7 @@ async def _predict(predictor: Predictor, orders: Sequence[Order]) -> list[Eta | 
 
 async def _read(request: Request, model: type[Body]) -> Body:
     try:
-        return model.model_validate_json(await request.body())
+        return model.model_validate_json(await read_body(request))
     except ValidationError as error:
         raise invalid(error) from None
 

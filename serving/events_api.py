@@ -10,11 +10,11 @@ from fastapi.responses import JSONResponse
 from feature_repo.clock import Clock
 from ingestion.events import EVENT_TYPES, BadEvent, event_key, parse
 from ingestion.log import EventLog, LogUnavailable, Message
+from serving.bodies import read_body
 from serving.metrics import EVENTS
 from serving.problems import Problem, ProblemDetails, problem_response
 from serving.schemas import EventOutcome, EventsTaken
 
-MAX_BYTES = 5_000_000
 MAX_EVENTS = 10_000
 _SHOWN = 200
 _MANY = msgspec.json.Decoder(list[msgspec.Raw])
@@ -53,7 +53,7 @@ def events_router(log: EventLog, clock: Clock, drill: bool = False) -> APIRouter
                 404, "Unknown topic", f"topic {topic!r} is not one of {', '.join(EVENT_TYPES)}: nothing reads it"
             )
         now = clock()
-        outcomes, messages = _sorted_out(topic, _split(await _body(request)), now)
+        outcomes, messages = _sorted_out(topic, _split(await read_body(request)), now)
         stamp = now if drill else None
         try:
             places = await run_in_threadpool(log.publish, topic, messages, stamp) if messages else []
@@ -66,18 +66,6 @@ def events_router(log: EventLog, clock: Clock, drill: bool = False) -> APIRouter
         return _answer(topic, outcomes, len(accepted))
 
     return router
-
-
-async def _body(request: Request) -> bytes:
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BYTES:
-            raise Problem(
-                413, "Too large", f"more than {MAX_BYTES} bytes at once: nothing was taken, send fewer events"
-            )
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 def _split(body: bytes) -> list[bytes]:

@@ -38,7 +38,7 @@ def health_router(
     async def look() -> Check:
         """See how far the streams are, and whether the online store answers."""
         try:
-            lags.lags = await stream_lags(client, project, topics, clock())
+            lags.lags = await stream_lags(client, project, streams, clock())
         except STORE_DOWN as error:
             lags.lags = []
             return {"ok": False, "reason": f"cannot be reached: {error}"}
@@ -67,6 +67,9 @@ def health_router(
 def _lag(lag: TopicLag, allowed: float) -> Check:
     if lag.seconds is None:
         return {"ok": False, "reason": "no worker has folded every partition yet", "allowed_seconds": allowed}
+    if lag.not_folded:
+        reason = f"no worker folds {', '.join(lag.not_folded)} as defined here: restart what was started before"
+        return {"ok": False, "reason": reason}
     return {"ok": lag.seconds <= allowed, "lag_seconds": lag.seconds, "allowed_seconds": allowed}
 
 

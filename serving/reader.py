@@ -49,7 +49,8 @@ class FeatureReader:
     async def read(self, ids: Sequence[object], known: Sequence[Mapping[str, object]]) -> list[Row]:
         """The features of `ids`; `known` gives, a row, ids that need not be looked up ({join key: id}).
 
-        All rows hold at one instant. Raises one of `redis_client.STORE_DOWN`.
+        All rows hold at one instant: where events newer than this reader's clock keep coming between the two halves of
+        a read, the first half may lie behind it by as much as they do. Raises one of `redis_client.STORE_DOWN`.
         """
         now = self._clock()
         for _ in range(_INSTANT_TRIES):

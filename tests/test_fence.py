@@ -58,7 +58,7 @@ FIELD = layout.tiles_field(VIEW, 0)
 @pytest.fixture
 def store(redis_client: Redis) -> StreamStore:
     made = StreamStore(redis_client, PROJECT)
-    made.set_partition_count(TOPIC, 1)
+    made.describe_topic(TOPIC, 1, STANDING.views, [VIEW.tiles_hash])
     made.swap_progress(TOPIC, 0, None, STANDING)
     return made
 

@@ -53,7 +53,7 @@ def fresh(client: Redis) -> StreamStore:
     """A store of two partitions that are folded up to now."""
     client.flushall()
     store = StreamStore(client, PROJECT)
-    store.set_partition_count(TOPIC, 2)
+    store.describe_topic(TOPIC, 2, 1, [VIEW.tiles_hash])
     for partition in (0, 1):
         store.swap_progress(TOPIC, partition, None, Progress(EPOCH, 0, -(10**9), 2**60, 0, 1, 1))
     return store

@@ -9,7 +9,8 @@ import pytest
 
 from ingestion.events import DEAD_LETTERS, TOPICS
 from ingestion.log import Message
-from serving.events_api import MAX_BYTES, MAX_EVENTS
+from serving.bodies import MAX_BYTES
+from serving.events_api import MAX_EVENTS
 from tests.repo import MINUTE
 from tests.serving_stack import ORDERS_10M, ZONE_ORDERS_10M, Stack, problem, running
 

@@ -6,7 +6,8 @@
     _vs:<view>                                      event and created time: what decides between two writes
     murmur3(view:tiles hash:topic) + partition      tiles of a stream view (6 bytes)
 {tiffin:<project>:presence:<view>:<hash>}:*       a presence view, in one slot
-tiffin:<project>:progress:<topic>                 hash: a partition's progress; `n` the number of partitions
+tiffin:<project>:progress:<topic>                 hash: a partition's progress; `n` the number of partitions;
+                                                  `v:<hash>` which views a progress with that hash folds
 tiffin:<project>:seen:<topic>:<partition>:<epoch>:<minute>   ids of the events of one minute, for repeats
 """
 
@@ -20,8 +21,8 @@ from feast.value_type import ValueType
 
 from feature_repo.views import PresenceView, WindowView
 
-EntityId = int | str
 PARTITION_COUNT = b"n"
+VIEWS_FOLDED = b"v:"
 _I64, _I32 = struct.Struct("<IIq"), struct.Struct("<IIi")
 
 
@@ -92,6 +93,11 @@ def tiles_field(view: WindowView, partition: int) -> bytes:
 def progress_key(project: str, topic: str) -> bytes:
     """The hash that holds the progress of each of the topic's partitions."""
     return f"tiffin:{project}:progress:{topic}".encode()
+
+
+def views_field(views: int) -> bytes:
+    """The field that says which views a progress with the hash `views` folds."""
+    return VIEWS_FOLDED + str(views).encode()
 
 
 def seen_key(project: str, topic: str, partition: int, epoch: int, bucket: int) -> bytes:

@@ -98,7 +98,7 @@ class TiffinOfflineStore(OfflineStore):
         """The features of each entity row as of its instant.
 
         Batch features: the newest row not after the instant and within the TTL; ties in event time go to the greater
-        created time. Stream features: computed from the event log at the instant, as the design defines them.
+        created time. Stream features: computed from the event log at the instant.
         """
         if entity_df is None:
             raise NotImplementedError("entity rows are needed: a time range alone is not supported yet")

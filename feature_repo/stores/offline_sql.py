@@ -1,8 +1,8 @@
 """The SQL of point-in-time joins: batch rows, stream windows, presence. Each gives ``__row`` and the view's features.
 
 All work on a table ``entity_rows`` with the entity columns, ``__row`` (its number) and ``__us`` (its instant in
-microseconds since the epoch). What a window and a presence mean is said in `feature_repo.windows` and the design;
-here the same is computed from the event log alone, never from tiles.
+microseconds since the epoch). What a window means is said in `feature_repo.windows`, what a presence in
+`feature_repo.views`; here the same is computed from the event log alone, never from tiles.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,7 @@ from pathlib import Path
 from feature_repo.stores.duckdb_client import identifier, literal
 from feature_repo.stores.sources import Source, null_of, relation
 from feature_repo.views import TOPIC_STATE, BatchView, PresenceView, StreamView, View, WindowView
-from feature_repo.windows import DISTINCT_BOUND, SCALE, Aggregate
-
-MAX_AHEAD_MS = 60_000  # a repeat's event time may differ by as much
+from feature_repo.windows import DISTINCT_BOUND, MAX_AHEAD_MS, SCALE, Aggregate
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def join_sql(join: Join, span: Span) -> str:
     """The query for one view."""
     if isinstance(join.view, BatchView):
         return _batch(join)
-    since = span.first - join.view.reach - MAX_AHEAD_MS
+    since = span.first - join.view.reach - MAX_AHEAD_MS  # a repeat's event time may differ by as much
     logs = [(rank, source, source.files(_day(since))) for rank, source in enumerate((join.source, *join.more))]
     events = [_events(join.view, rank, source, files, since, span.last) for rank, source, files in logs if files]
     if not events:

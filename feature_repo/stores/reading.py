@@ -188,14 +188,14 @@ class _Reading:
             progress = self._progress[view.topic].by_partition.get(partition)
             if data is None or progress is None:
                 continue
-            epoch = tile_codec.unpack_header(data).epoch
+            try:
+                epoch = tile_codec.unpack_header(data).epoch
+                if epoch == progress.epoch:
+                    found.append(tile_codec.unpack(view.layout, partition, data))
+            except tile_codec.CorruptField:
+                return None
             if epoch > progress.epoch:
                 return None
-            if epoch == progress.epoch:
-                try:
-                    found.append(tile_codec.unpack(view.layout, partition, data))
-                except tile_codec.CorruptField:
-                    return None
         return found
 
     def _features(self, wanted: Wanted, reply: Any) -> list[Feature]:
@@ -254,6 +254,7 @@ class _Reading:
             and all(
                 (progress := found.by_partition.get(p)) is not None
                 and progress.covers(self._now, window_start, view.max_lag)
+                and found.folds(progress, view)
                 for p in range(found.partitions)
             )
             for found in (self._progress[topic] for topic in view.topics)
@@ -261,10 +262,20 @@ class _Reading:
 
 
 class TopicProgress(NamedTuple):
-    """The progress of a topic: how many partitions it has, and those that were folded."""
+    """The progress of a topic: how many partitions it has, those that were folded, and the views folded by hash."""
 
     partitions: int
     by_partition: dict[int, Progress]
+    views: dict[int, frozenset[str]]
+
+    def folds(self, progress: Progress, view: StreamView) -> bool:
+        """Whether `view`, as it is defined here, is what the partition's worker folds: else a missing field is no 0."""
+        return view.tiles_hash in self.views.get(progress.views, ())
+
+    def folded_everywhere(self, view: StreamView) -> bool:
+        """Whether every partition folds `view` as it is defined here."""
+        known = self.by_partition.values()
+        return len(known) == self.partitions > 0 and all(self.folds(progress, view) for progress in known)
 
     @property
     def complete_until(self) -> int | None:
@@ -277,8 +288,13 @@ class TopicProgress(NamedTuple):
 def topic_progress(reply: Mapping[bytes, bytes]) -> TopicProgress:
     """The progress in a topic's hash."""
     count = int(reply.get(layout.PARTITION_COUNT, 0))
-    found = {int(p): Progress.unpack(data) for p, data in reply.items() if p != layout.PARTITION_COUNT}
-    return TopicProgress(count, {p: progress for p, progress in found.items() if p < count})
+    found = {int(name): Progress.unpack(data) for name, data in reply.items() if name.isdigit()}
+    views = {
+        int(name.removeprefix(layout.VIEWS_FOLDED)): frozenset(hashes.decode().split())
+        for name, hashes in reply.items()
+        if name.startswith(layout.VIEWS_FOLDED)
+    }
+    return TopicProgress(count, {p: progress for p, progress in found.items() if p < count}, views)
 
 
 def _kinds(wanted: Wanted) -> list[Any]:

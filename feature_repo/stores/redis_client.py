@@ -1,5 +1,7 @@
 """The only module that imports the Redis client: connections to the online store, and what they raise."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -30,14 +32,28 @@ def connect(settings: Settings, timeout_s: float = 5.0) -> Redis:
     Without a ``REDIS_URL`` the embedded server is started if it does not run. Calls raise one of `STORE_DOWN` within
     `timeout_s`; nothing is retried behind the caller's back.
     """
-    return Redis.from_url(_url(settings), **_options(timeout_s))
+    with _readable_url():
+        return Redis.from_url(_url(settings), **_options(timeout_s))
 
 
 def connect_async(settings: Settings, timeout_s: float = 1.0) -> AsyncRedis:
     """The same for asyncio. Make it in the loop that uses it."""
     options = _options(timeout_s)
     options["retry"] = redis.asyncio.retry.Retry(NoBackoff(), 0)
-    return AsyncRedis.from_url(_url(settings), **options)
+    with _readable_url():
+        return AsyncRedis.from_url(_url(settings), **options)
+
+
+@contextmanager
+def _readable_url() -> Iterator[None]:
+    """Say that the URL cannot be read, and nothing of what is in it: it may hold a password."""
+    try:
+        yield
+    except ValueError:
+        raise ValueError(
+            "REDIS_URL cannot be read: it must be redis://, rediss:// or unix://, with special characters of its "
+            "password percent-encoded; no online store was connected"
+        ) from None
 
 
 def _url(settings: Settings) -> str:

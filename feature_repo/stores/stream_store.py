@@ -65,9 +65,13 @@ class StreamStore:
             return None
         return Progress.unpack(answer[1]) if answer[1] else _NOTHING
 
-    def set_partition_count(self, topic: str, count: int) -> None:
-        """Say how many partitions must be fresh before a feature of the topic is."""
-        self._client.hset(layout.progress_key(self._project, topic), layout.PARTITION_COUNT, str(count))  # type: ignore[arg-type]
+    def describe_topic(self, topic: str, partitions: int, views: int, hashes: Sequence[str]) -> None:
+        """Say how many partitions must be fresh before a feature of the topic is, and what a progress' `views` means.
+
+        `hashes` are the `tiles_hash`es of the views that are folded under it.
+        """
+        said: Any = {layout.PARTITION_COUNT: str(partitions), layout.views_field(views): " ".join(hashes)}
+        self._client.hset(str(layout.progress_key(self._project, topic), "utf-8"), mapping=said)
 
     def read_fields(
         self, topic: str, partition: int, wanted: Sequence[tuple[bytes, bytes]]
