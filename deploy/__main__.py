@@ -45,7 +45,7 @@ def up(
         with console.status("starting worker, archive and API"):
             stack.wait_ready()
         url = api_url(given)
-        console.print(f"The API is at [bold]{url}[/bold] (try {url}/v1/eta/30, {url}/docs); Ctrl-C stops everything")
+        console.print(f"The API is at [bold]{url}[/bold] ({url}/docs describes it); Ctrl-C stops everything")
         while not stop():
             stack.watch()
             time.sleep(0.5)

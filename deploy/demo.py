@@ -19,6 +19,7 @@ from ingestion.simulator import burst, live
 BURST = 12
 ORDERS = "restaurant_recent_orders__orders_10m"
 _FOLDED_SECONDS = 30.0
+_WITHOUT_VALUE = {"NULL_VALUE": "(empty)", "NOT_FOUND": "(unknown)", "OUTSIDE_MAX_AGE": "(stale)"}
 _SHOWN = (Column("before", min_width=9), Column("after", min_width=9))
 
 
@@ -105,4 +106,4 @@ def _table(before: Any, after: Any) -> Table:
 def _shown(feature: Any) -> str:
     value = feature["value"]
     text = f"{value:.2f}" if isinstance(value, float) else str(value)
-    return text if feature["status"] == "PRESENT" else f"{text} ({feature['status']})"
+    return text if feature["status"] == "PRESENT" else _WITHOUT_VALUE[feature["status"]]

@@ -41,7 +41,13 @@ class Stack:
         self._settings = settings
         self._logs = settings.data / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
-        self._children = [_Child(command, self._start(command)) for command in processes]
+        self._processes = processes
+        self._children: list[_Child] = []
+
+    def start(self) -> None:
+        """Start the children."""
+        for command in self._processes:
+            self._children.append(_Child(command, self._start(command)))
 
     def watch(self) -> None:
         """Restart what has died; call this now and then. Raises StackError for what keeps dying."""
@@ -106,6 +112,7 @@ def running(settings: Settings, processes: Sequence[tuple[str, ...]] = PROCESSES
         embedded.ensure(settings.data)
     stack = Stack(settings, processes)
     try:
+        stack.start()
         yield stack
     finally:
         stack.stop()

@@ -89,15 +89,15 @@ def worker() -> None:
     from feature_repo.stores.redis_client import connect
     from feature_repo.stores.stream_store import StreamStore
     from feature_repo.views import stream_views
-    from ingestion.events import TOPICS
-    from ingestion.log import open_log
+    from ingestion.log import open_log, ready_log
     from ingestion.worker import Worker
 
     stop = stopping()
     feast = open_store(settings())
     views = stream_views(feast.list_stream_feature_views())
     log = open_log(settings())
-    log.create_topics(TOPICS, settings().partitions)
+    if not ready_log(log, settings().partitions, stop):
+        return
     store = StreamStore(connect(settings()), feast.project)
     Worker(log, store, views, feast.project, clock_of(settings())).run(stop)
 
@@ -110,12 +110,13 @@ def archive(
     from feature_repo.clock import clock_of
     from feature_repo.settings import settings
     from ingestion.archive import Archiver
-    from ingestion.events import EVENT_TYPES, TOPICS
-    from ingestion.log import open_log
+    from ingestion.events import EVENT_TYPES
+    from ingestion.log import open_log, ready_log
 
     stop = stopping()
     log = open_log(settings())
-    log.create_topics(TOPICS, settings().partitions)
+    if not ready_log(log, settings().partitions, stop):
+        return
     Archiver(log, settings(), clock_of(settings()), list(EVENT_TYPES), max_seconds=every).run(stop)
 
 

@@ -7,12 +7,13 @@ may run; files are published under a name that only one of them can take, and th
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
 from feature_repo.clock import Clock, iso
 from feature_repo.settings import Settings
-from ingestion.event_files import DAY_MS, covered, events_table, publish_events
+from ingestion.event_files import DAY_MS, covered, events_table, log_home, publish_events
 from ingestion.events import BadEvent, Event, arrow_schema, extras, parse
 from ingestion.log import EventLog, LogConsumer, LogUnavailable, PositionGone, Record, TopicPartition
 
@@ -64,6 +65,7 @@ class Archiver:
         self._consumer: LogConsumer | None = None
         self._buffers: dict[TopicPartition, _Buffer] = {}
         self._astray: set[TopicPartition] = set()  # the consumer stands past records that are in no file or buffer
+        self._homes: dict[str, Path] = {}
         self._check_due = 0
 
     def step(self, timeout_ms: int = POLL_MS) -> int:
@@ -104,6 +106,7 @@ class Archiver:
             self._consumer = None
         self._buffers.clear()
         self._astray.clear()
+        self._homes.clear()
 
     def run(self, stop: Callable[[], bool], timeout_ms: int = POLL_MS) -> None:
         """Archive until `stop()`, then flush and close. While the log or the disk fails it waits and tries again."""
@@ -115,6 +118,8 @@ class Archiver:
                     failures = 0
                 except (LogUnavailable, OSError) as error:
                     logger.warning("archive interrupted", error=str(error), failures=failures)
+                    if isinstance(error, PositionGone):
+                        self.close()  # the topic may be another by now: look again
                     time.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                     failures += 1
             self.flush()
@@ -131,8 +136,13 @@ class Archiver:
 
     def _resume(self, where: TopicPartition) -> int:
         """Behind what the partition's files cover; without any, where the log begins."""
-        last = covered(self._settings, where.topic).get(where.partition)
+        last = covered(self._settings, where.topic, self._home(where.topic)).get(where.partition)
         return self._log.begins(where.topic)[where] if last is None else last + 1
+
+    def _home(self, topic: str) -> Path:
+        if topic not in self._homes:
+            self._homes[topic] = log_home(self._settings, topic, self._log.topic_identity(topic))
+        return self._homes[topic]
 
     def _take_all(self, where: TopicPartition, batch: Sequence[Record]) -> None:
         """Buffer `batch`, and publish whenever a file is complete; stop where another archiver came first."""
@@ -167,9 +177,10 @@ class Archiver:
         if not buffer.events:  # nothing but bad records: a file's name and date are those of events
             return True
         try:
-            if covered(self._settings, where.topic).get(where.partition, -1) >= buffer.first_offset:
+            home = self._home(where.topic)
+            if covered(self._settings, where.topic, home).get(where.partition, -1) >= buffer.first_offset:
                 raise FileExistsError(f"{where.topic}/{where.partition}: {buffer.first_offset} is in a file already")
-            publish_events(self._settings, where.topic, _table(where, buffer.events), buffer.last_offset)
+            publish_events(self._settings, where.topic, _table(where, buffer.events), buffer.last_offset, home)
         except FileExistsError as error:
             logger.info("another archiver was first", topic=where.topic, partition=where.partition, error=str(error))
             self._lose(where)

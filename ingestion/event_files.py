@@ -6,6 +6,7 @@ partition -1 in files named ``history-<first offset>.parquet``, its append time 
 ``last_offset`` says up to which offset a file speaks for its partition, records that did not parse included.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -56,11 +57,30 @@ def events_table(topic: str, columns: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def publish_events(settings: Settings, topic: str, table: pa.Table, last_offset: int) -> Path:
+def log_home(settings: Settings, topic: str, identity: str) -> Path:
+    """Where the files of the log with this identity lie: offsets of two logs must not meet in one folder.
+
+    The first log that is archived here has the topic's own folder; another (the topic was made anew, or lies in another
+    server by now) a folder ``log=<hash>`` below it. Readers find the files of all of them.
+    """
+    folder = log_folder(settings, topic)
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / "first-log"
+    try:
+        with owner.open("x") as file:
+            file.write(identity)
+    except FileExistsError:
+        if owner.read_text() != identity:
+            return folder / f"log={hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return folder
+
+
+def publish_events(settings: Settings, topic: str, table: pa.Table, last_offset: int, home: Path | None = None) -> Path:
     """Publish one file of the event log; `table` holds one partition's records of one append date, in offset order.
 
-    `last_offset` is the highest offset that the file speaks for. Raises FileExistsError if a file begins at the same
-    offset, ValueError for records of several dates or partitions: a reader looks for them by the folder's name.
+    `last_offset` is the highest offset that the file speaks for, `home` its log's folder. Raises FileExistsError if a
+    file there begins at the same offset, ValueError for records of several dates or partitions: a reader looks for
+    them by the folder's name.
     """
     partitions = pc.unique(table["partition"]).to_pylist()
     edges = pc.min_max(table["append_time"].cast(pa.int64())).as_py()
@@ -68,20 +88,20 @@ def publish_events(settings: Settings, topic: str, table: pa.Table, last_offset:
     if len(partitions) != 1 or edges["max"] // (DAY_MS * 1000) != day:
         raise ValueError(f"{topic}: records of several dates or partitions in one file: readers would miss some")
     owner = "history" if partitions[0] == HISTORY else str(partitions[0])
-    folder = log_folder(settings, topic) / f"date={from_ms(day * DAY_MS).date().isoformat()}"
+    folder = (home or log_folder(settings, topic)) / f"date={from_ms(day * DAY_MS).date().isoformat()}"
     final = folder / f"{owner}-{table['offset'][0].as_py()}.parquet"
     metadata = {**(table.schema.metadata or {}), LAST_OFFSET: str(last_offset)}
     publish_file(final, table.replace_schema_metadata(metadata))
     return final
 
 
-def covered(settings: Settings, topic: str) -> dict[int, int]:
-    """Of each partition of `topic` that has files, the highest offset that they speak for.
+def covered(settings: Settings, topic: str, home: Path | None = None) -> dict[int, int]:
+    """Of each partition of `topic` that has files (`home`: of one log), the highest offset that they speak for.
 
     Raises ValueError for a newest file without ``last_offset``: where to go on from would be a guess.
     """
     newest: dict[int, tuple[int, Path]] = {}
-    for path in log_folder(settings, topic).glob("date=*/*.parquet"):
+    for path in (home or log_folder(settings, topic)).glob("date=*/*.parquet"):
         match = _FILE.fullmatch(path.name)
         if match is None:
             continue
@@ -92,7 +112,7 @@ def covered(settings: Settings, topic: str) -> dict[int, int]:
 
 def log_dates(settings: Settings, topic: str) -> list[date]:
     """The append dates that `topic` has files of, sorted."""
-    folders = {path.parent.name for path in log_folder(settings, topic).glob("date=*/*.parquet")}
+    folders = {path.parent.name for path in log_folder(settings, topic).rglob("date=*/*.parquet")}
     return sorted(date.fromisoformat(name.removeprefix("date=")) for name in folders)
 
 

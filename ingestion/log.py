@@ -4,10 +4,17 @@ Homes: `ingestion.redis_log` (streams of the embedded server) and `ingestion.kaf
 partition; gaps in them are legal. `open_log` picks the home that the settings name.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import structlog
+
 from feature_repo.settings import Settings
+from ingestion.events import TOPICS
+
+_RETRY_S = 0.5
+logger = structlog.get_logger(__name__)
 
 
 class TopicPartition(NamedTuple):
@@ -139,6 +146,22 @@ class EventLog(Protocol):
     def close(self) -> None:
         """End the connections that `publish` holds."""
         ...
+
+
+def ready_log(log: EventLog, partitions: int, stop: Callable[[], bool]) -> bool:
+    """Make every topic, as soon as the log answers; False if `stop()` came first. A log may start after its readers."""
+    said = False
+    while not stop():
+        try:
+            log.create_topics(TOPICS, partitions)
+        except LogUnavailable as error:
+            if not said:
+                logger.warning("waiting for the event log", error=str(error))
+            said = True
+            time.sleep(_RETRY_S)
+        else:
+            return True
+    return False
 
 
 def open_log(settings: Settings) -> EventLog:

@@ -263,8 +263,7 @@ def test_a_log_that_ends_before_its_archive_is_said_aloud(
     first = archiver(log, settings, clock)
     drain(first)
     first.flush()
-    redis_client.flushall()
-    log.create_topics([TOPIC], 1)
+    redis_client.delete(f"log:{TOPIC}:0")  # the records are gone, the topic is the same
     publish(log, "of an older clock", at=NOON - 86_400_000)
 
     with capture_logs() as said:
@@ -273,6 +272,24 @@ def test_a_log_that_ends_before_its_archive_is_said_aloud(
     assert [entry["event"] for entry in said if entry["log_level"] == "error"] == [
         "the log ends before its archive: nothing of this partition is archived until it has caught up"
     ]
+
+
+def test_a_topic_that_was_made_anew_is_archived_beside_the_one_before_it(
+    log: EventLog, redis_client: Redis, settings: Settings, clock: FakeClock
+) -> None:
+    for generation in ("a", "b"):
+        publish(log, generation)
+        subject = archiver(log, settings, clock)
+        drain(subject)
+        subject.flush()
+        subject.close()
+        redis_client.flushall()
+        log.create_topics([TOPIC], 1)
+    publish(log, "c", at=NOON - 86_400_000)
+    subject = archiver(log, settings, clock)
+    drain(subject)
+    subject.flush()
+    assert sorted(names(settings)) == ["a", "b", "c"]
 
 
 class BrokenLog(RedisLog):
