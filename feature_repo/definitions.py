@@ -1,7 +1,8 @@
 """Every Feast object of the project: entities, sources, feature views and feature services.
 
 To add a window, add one ``Aggregation`` line to a ``stream_windows`` call below; to add a stream view, add one such
-call. The worker, the reader and the training sets name no feature, window or TTL: they go by what ``feast apply`` puts into the registry from this file.
+call. The worker, the reader and the training sets name no feature, window or TTL: they go by what ``feast apply`` puts
+into the registry from this file.
 
 Paths are relative to the repository folder that ``feast apply`` runs in. Times are UTC.
 """
