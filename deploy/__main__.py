@@ -3,7 +3,7 @@
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -72,9 +72,11 @@ def drill(
 
 @commands.command()
 def services(
-    action: Annotated[str, typer.Argument(help="up, down or status")],
+    action: Annotated[Literal["up", "down", "status"], typer.Argument()],
+    kafka_port: Annotated[int, typer.Option(min=1, max=65535)] = 9092,
+    redis_port: Annotated[int, typer.Option(min=1, max=65535)] = 6379,
 ) -> None:
     """Start or end a real Kafka and a Valkey over TCP on 127.0.0.1, for development."""
-    from deploy.services import main
+    from deploy.services import control
 
-    raise typer.Exit(main([action]))
+    raise typer.Exit(control(action, kafka_port, redis_port))

@@ -1,10 +1,9 @@
-"""The servers that development uses, beside the embedded one: `python -m deploy.services up|down|status`.
+"""The servers that development uses, beside the embedded one: `tiffin services up|down|status`.
 
 One Apache Kafka node (KRaft, broker and controller in one process) and one Valkey over TCP, both on 127.0.0.1. Where a
 Docker engine answers they are containers; elsewhere processes, their data in ``.services`` at the project's root.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -66,23 +65,9 @@ def status(servers: list[Server]) -> int:
     return 0 if all(answering) else 1
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.services", description="Kafka and Valkey for development.")
-    parser.add_argument("action", choices=("up", "down", "status"))
-    parser.add_argument("--kafka-port", type=int, default=9092)
-    parser.add_argument("--redis-port", type=int, default=6379)
-    chosen = parser.parse_args(arguments)
-    servers: list[Server] = [
-        KafkaServer(HOME / "kafka", chosen.kafka_port),
-        ValkeyServer(HOME / "valkey", chosen.redis_port),
-    ]
-    try:
-        return {"up": up, "down": down, "status": status}[chosen.action](servers)
-    except ServiceError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+ACTIONS = {"up": up, "down": down, "status": status}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def control(action: str, kafka_port: int, redis_port: int) -> int:
+    """Do one of ACTIONS; the exit code. Raises ServiceError: what cannot be started, and what to do."""
+    return ACTIONS[action]([KafkaServer(HOME / "kafka", kafka_port), ValkeyServer(HOME / "valkey", redis_port)])

@@ -33,13 +33,13 @@ class FeatureReader:
         wanted = [Wanted(view, features, view.join_keys) for view, features in views]
         first = [w for w in wanted if w.columns == (given,)]
         second = [w for w in wanted if w.columns != (given,)]
-        self.looked_up = {
+        self._looked_up = {
             column: f"{w.view.name}__{column}"
             for column in sorted({c for w in second for c in w.columns} - {given})
             for w in first
             if isinstance(w.view, BatchView) and column in w.features
         }
-        unknown = {c for w in second for c in w.columns} - {given} - self.looked_up.keys()
+        unknown = {c for w in second for c in w.columns} - {given} - self._looked_up.keys()
         if unknown:
             raise ValueError(
                 f"{sorted(unknown)[0]} is neither {given} nor a batch feature by {given}: it cannot be looked up"
@@ -57,7 +57,7 @@ class FeatureReader:
             first = await read_async(self._client, self._first, {self._given: ids}, now)
             rows = _rows(self._first, first, len(ids))
             columns: dict[str, Sequence[object]] = {self._given: ids}
-            for column, source in self.looked_up.items():
+            for column, source in self._looked_up.items():
                 columns[column] = [k.get(column, row[source].value) for k, row in zip(known, rows, strict=True)]
             second = await read_async(self._client, self._second, columns, first.instant)
             if second.instant == first.instant:

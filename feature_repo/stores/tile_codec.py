@@ -55,7 +55,7 @@ def pack(header: Header, layout: Layout, tiles: Tiles) -> bytes:
         columns += _columns(part.kind, [tiles.by_hop[hop][i] for hop in hops], hashes)
     codes = "".join(_width(column) for column in columns)
     out = [
-        HEADER.pack(*header),
+        pack_header(header),
         _BODY.pack(_VERSION, tiles.newest, hops[0], len(hops)),
         codes.encode(),
     ]
