@@ -86,9 +86,9 @@ def worker() -> None:
     from feature_repo.clock import clock_of
     from feature_repo.feast_quietly import open_store
     from feature_repo.settings import settings
-    from feature_repo.stores.redis_client import connect
-    from feature_repo.stores.stream_store import StreamStore
+    from feature_repo.stores.stream_store import open_stream_store
     from feature_repo.views import stream_views
+    from ingestion.archived import ArchivedLog
     from ingestion.log import open_log, ready_log
     from ingestion.worker import Worker
 
@@ -98,8 +98,8 @@ def worker() -> None:
     log = open_log(settings())
     if not ready_log(log, settings().partitions, stop):
         return
-    store = StreamStore(connect(settings()), feast.project)
-    Worker(log, store, views, feast.project, clock_of(settings())).run(stop)
+    store = open_stream_store(settings(), feast.project)
+    Worker(log, store, views, clock_of(settings()), archive=ArchivedLog(settings())).run(stop)
 
 
 @commands.command()

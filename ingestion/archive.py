@@ -31,6 +31,8 @@ class _Buffer:
 
     since: int
     """When its first event came, in ms of the archiver's clock."""
+    begin: int
+    """Everything from this offset on was read."""
     events: list[tuple[Record, Event]] = field(default_factory=list)
     last_offset: int = -1
     """The highest offset read, of records that did not parse too."""
@@ -66,6 +68,7 @@ class Archiver:
         self._buffers: dict[TopicPartition, _Buffer] = {}
         self._astray: set[TopicPartition] = set()  # the consumer stands past records that are in no file or buffer
         self._homes: dict[str, Path] = {}
+        self._next: dict[TopicPartition, int] = {}  # all below was read, since where the partition was resumed
         self._check_due = 0
 
     def step(self, timeout_ms: int = POLL_MS) -> int:
@@ -137,7 +140,8 @@ class Archiver:
     def _resume(self, where: TopicPartition) -> int:
         """Behind what the partition's files cover; without any, where the log begins."""
         last = covered(self._settings, where.topic, self._home(where.topic)).get(where.partition)
-        return self._log.begins(where.topic)[where] if last is None else last + 1
+        self._next[where] = self._log.begins(where.topic)[where] if last is None else last + 1
+        return self._next[where]
 
     def _home(self, topic: str) -> Path:
         if topic not in self._homes:
@@ -157,11 +161,12 @@ class Archiver:
                     return
                 buffer = None
             if buffer is None:
-                buffer = self._buffers[where] = _Buffer(since=self._clock())
+                buffer = self._buffers[where] = _Buffer(self._clock(), self._next.get(where, record.offset))
             if event:
                 buffer.since = buffer.since if buffer.events else self._clock()
                 buffer.events.append((record, event))
             buffer.last_offset = record.offset
+            self._next[where] = record.offset + 1
             if len(buffer.events) >= self._max_rows and not self._publish(where):
                 return
 
@@ -180,7 +185,9 @@ class Archiver:
             home = self._home(where.topic)
             if covered(self._settings, where.topic, home).get(where.partition, -1) >= buffer.first_offset:
                 raise FileExistsError(f"{where.topic}/{where.partition}: {buffer.first_offset} is in a file already")
-            publish_events(self._settings, where.topic, _table(where, buffer.events), buffer.last_offset, home)
+            publish_events(
+                self._settings, where.topic, _table(where, buffer.events), buffer.last_offset, home, buffer.begin
+            )
         except FileExistsError as error:
             logger.info("another archiver was first", topic=where.topic, partition=where.partition, error=str(error))
             self._lose(where)
@@ -200,6 +207,7 @@ class Archiver:
             raise gone
         lost = {"first_lost": gone.position, "last_lost": gone.begin - 1}
         logger.error("the log dropped records before they were archived", topic=topic, partition=partition, **lost)
+        self._next[gone.where] = gone.begin
         consumer.seek(gone.where, gone.begin)
 
     def _check_ahead(self, consumer: LogConsumer) -> None:

@@ -3,12 +3,16 @@
 They lie at ``data/log/<topic>/date=<append date>/<partition>-<first offset>.parquet``, hold the columns of
 ``events.arrow_schema`` and are never rewritten. Simulated and imported history never had an append time: it is
 partition -1 in files named ``history-<first offset>.parquet``, its append time is its event time. The footer's key
-``last_offset`` says up to which offset a file speaks for its partition, records that did not parse included.
+``first_offset`` and ``last_offset`` say from and up to which offset a file speaks for its partition, records that did
+not parse included: where one begins right behind another's last, nothing is missing between them.
 """
 
 import hashlib
+import os
 import re
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ HISTORY = -1
 
 DAY_MS = 86_400_000
 LAST_OFFSET = b"last_offset"
+FIRST_OFFSET = b"first_offset"
+_OWNER = "first-log"
 _FILE = re.compile(r"(history|\d+)-(\d+)\.parquet")
 
 
@@ -65,22 +71,37 @@ def log_home(settings: Settings, topic: str, identity: str) -> Path:
     """
     folder = log_folder(settings, topic)
     folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / "first-log"
-    try:
-        with owner.open("x") as file:
-            file.write(identity)
-    except FileExistsError:
-        if owner.read_text() != identity:
-            return folder / f"log={hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return folder
+    if not (folder / _OWNER).exists():
+        mine = folder / f".{_OWNER}-{uuid.uuid4().hex}"
+        mine.write_text(identity)
+        with suppress(FileExistsError):
+            os.link(mine, folder / _OWNER)  # whole or not at all, and the first one stays
+        mine.unlink()
+    return find_log_home(settings, topic, identity)
 
 
-def publish_events(settings: Settings, topic: str, table: pa.Table, last_offset: int, home: Path | None = None) -> Path:
+def find_log_home(settings: Settings, topic: str, identity: str) -> Path:
+    """The same, for readers: nothing is made."""
+    folder = log_folder(settings, topic)
+    owner = folder / _OWNER
+    if not owner.exists() or owner.read_text() == identity:
+        return folder
+    return folder / f"log={hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def publish_events(
+    settings: Settings,
+    topic: str,
+    table: pa.Table,
+    last_offset: int,
+    home: Path | None = None,
+    first_offset: int | None = None,
+) -> Path:
     """Publish one file of the event log; `table` holds one partition's records of one append date, in offset order.
 
-    `last_offset` is the highest offset that the file speaks for, `home` its log's folder. Raises FileExistsError if a
-    file there begins at the same offset, ValueError for records of several dates or partitions: a reader looks for
-    them by the folder's name.
+    `first_offset` (that of the first event, if left out) and `last_offset` are those that the file speaks for, `home`
+    its log's folder. Raises FileExistsError if a file there begins at the same offset, ValueError for records of
+    several dates or partitions: a reader looks for them by the folder's name.
     """
     partitions = pc.unique(table["partition"]).to_pylist()
     edges = pc.min_max(table["append_time"].cast(pa.int64())).as_py()
@@ -89,8 +110,10 @@ def publish_events(settings: Settings, topic: str, table: pa.Table, last_offset:
         raise ValueError(f"{topic}: records of several dates or partitions in one file: readers would miss some")
     owner = "history" if partitions[0] == HISTORY else str(partitions[0])
     folder = (home or log_folder(settings, topic)) / f"date={from_ms(day * DAY_MS).date().isoformat()}"
-    final = folder / f"{owner}-{table['offset'][0].as_py()}.parquet"
-    metadata = {**(table.schema.metadata or {}), LAST_OFFSET: str(last_offset)}
+    first = table["offset"][0].as_py()
+    final = folder / f"{owner}-{first}.parquet"
+    speaks_for = {FIRST_OFFSET: str(first if first_offset is None else first_offset), LAST_OFFSET: str(last_offset)}
+    metadata = {**(table.schema.metadata or {}), **speaks_for}
     publish_file(final, table.replace_schema_metadata(metadata))
     return final
 

@@ -68,9 +68,9 @@ class FieldCache:
 class WindowFolder:
     """Folds events into one window view's fields."""
 
-    def __init__(self, view: WindowView, store: StreamStore, project: str) -> None:
+    def __init__(self, view: WindowView, store: StreamStore) -> None:
         self.view, self._store = view, store
-        self._key = layout.key_builder(project, view.join_keys, view.key_types)
+        self._key = layout.key_builder(store.project, view.join_keys, view.key_types)
 
     def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
         """Fold events (in offset order) into their entities' fields; how many were late.
@@ -137,7 +137,7 @@ class WindowFolder:
         missing = [key for key in keys if key not in found]
         if missing:
             places = [(key, field) for key in missing]
-            progress, fields = self._store.read_fields(self.view.topic, partition, places)
+            progress, fields = self._store.read_fields(self.view.topic, partition, self.view.tiles_hash, places)
             if progress != stored:
                 raise LostPartition(f"{self.view.name}: partition {partition} is not where it was left: {progress}")
             for key, data in zip(missing, fields, strict=True):
@@ -181,6 +181,6 @@ class PresenceFolder:
 Folder = WindowFolder | PresenceFolder
 
 
-def folder_of(view: StreamView, store: StreamStore, project: str) -> Folder:
+def folder_of(view: StreamView, store: StreamStore) -> Folder:
     """The folder for a view."""
-    return WindowFolder(view, store, project) if isinstance(view, WindowView) else PresenceFolder(view, store)
+    return WindowFolder(view, store) if isinstance(view, WindowView) else PresenceFolder(view, store)

@@ -1,15 +1,16 @@
-"""One partition in a worker's hands: where to resume, what is held, and when to fold anew."""
+"""One partition in a worker's hands: how far each view is folded, where to go on, and when to fold anew."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
 from feature_repo.clock import Clock
 from feature_repo.stores.progress import UNKNOWN, Progress, digest
-from feature_repo.stores.stream_store import StreamStore
+from feature_repo.stores.stream_store import SeenPlace, StreamStore, Swap
 from feature_repo.views import PresenceView, StreamView
 from feature_repo.windows import MAX_AHEAD_MS
+from ingestion.archived import Archived, ArchivedLog
 from ingestion.folding import FieldCache, LostPartition
 from ingestion.log import EventLog, TopicPartition
 from ingestion.seen import BUCKET_MS, SeenIds
@@ -22,26 +23,57 @@ logger = structlog.get_logger(__name__)
 
 
 @dataclass
-class Partition:
-    """A partition that a worker folds. `stored` is the progress as it was last written or read."""
+class ViewFold:
+    """How far a view is folded from a partition. `stored` is its progress as it was last written or read."""
 
-    where: TopicPartition
+    view: StreamView
     stored: Progress
-    seen: SeenIds
     offset: int
     complete_until: int
+
+    def progress(self, newest: int | None) -> Progress:
+        """How far it is now; `newest` is the newest event time of the partition."""
+        return self.stored._replace(
+            offset=self.offset, complete_until=self.complete_until, newest=UNKNOWN if newest is None else newest
+        )
+
+
+@dataclass
+class Partition:
+    """A partition that a worker folds into some views."""
+
+    where: TopicPartition
+    folds: Sequence[ViewFold]
+    seen: SeenIds
+    place: SeenPlace
+    archived: Iterator[list[Archived]] | None
+    """What has to be folded out of the archive first: the log has dropped it."""
+    archived_to: int
+    """Where the log goes on from there."""
     cache: FieldCache = field(default_factory=lambda: FieldCache(CACHED_FIELDS))
     _new_ids: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     @property
-    def epoch(self) -> int:
-        """The epoch that its fields are written under."""
-        return self.stored.epoch
+    def start(self) -> int:
+        """Where the log has to be read from."""
+        return self.offset if self.archived is None else self.archived_to
 
-    def progress(self) -> Progress:
-        """How far it is now."""
-        newest = UNKNOWN if self.seen.newest is None else self.seen.newest
-        return self.stored._replace(offset=self.offset, complete_until=self.complete_until, newest=newest)
+    @property
+    def offset(self) -> int:
+        """Every view is folded up to here at least."""
+        return min(fold.offset for fold in self.folds)
+
+    def complete(self, until: int) -> None:
+        """There is nothing more in the log that was appended before `until`."""
+        for fold in self.folds:
+            fold.complete_until = max(fold.complete_until, until)
+
+    def advance(self, offset: int, complete_until: int) -> None:
+        """All below `offset` is folded into every view, and all that was appended before `complete_until`."""
+        for fold in self.folds:
+            if fold.offset <= offset:
+                fold.offset = offset
+                fold.complete_until = max(fold.complete_until, complete_until)
 
     def is_repeat(self, hashed: int, offset: int, time: int) -> bool:
         """Whether an event repeats one of a lower offset; an event that does not is noted for `store_seen`."""
@@ -52,93 +84,124 @@ class Partition:
 
     def store_seen(self, store: StreamStore) -> None:
         """Write the ids noted since the last call, before any progress speaks for them, and drop old ones."""
-        topic, partition = self.where
         if self._new_ids:
-            store.note_seen(topic, partition, self.epoch, self._new_ids)
+            store.note_seen(self.place, self._new_ids, expires_s=self.seen.expires_s)
             self._new_ids = {}
-        store.forget_seen(topic, partition, self.epoch, self.seen.prune())
+        gone = self.seen.prune()
+        if not self.place.side:  # the others rely on longer reaches, maybe
+            store.forget_seen(self.place, gone)
+
+    def store_progress(self, store: StreamStore) -> bool:
+        """Write the progress of every view; False if another than was written last is stored of one."""
+        swaps = [Swap(f.view.tiles_hash, f.stored, f.progress(self.seen.newest)) for f in self.folds]
+        found = store.swap_progress(*self.where, swaps)
+        for fold, swap, other in zip(self.folds, swaps, found, strict=True):
+            if other is None:
+                fold.stored = swap.new
+            else:
+                said = {"view": fold.view.name, "topic": self.where.topic, "partition": self.where.partition}
+                logger.warning(
+                    "progress is not what was written last", found=other.offset, written=swap.new.offset, **said
+                )
+        return all(other is None for other in found)
 
 
 class PartitionOpener:
-    """Opens partitions: at their stored progress, or in a new epoch where that cannot be trusted."""
+    """Opens partitions: each view at its stored progress, or in a new epoch where that cannot be trusted.
 
-    def __init__(self, log: EventLog, store: StreamStore, views: Sequence[StreamView], clock: Clock) -> None:
-        self._log, self._store, self._clock = log, store, clock
-        self.damaged: set[TopicPartition] = set()
-        """Partitions in whose fields something unreadable was found; they are folded anew when they are opened."""
-        topics = {topic for view in views for topic in view.topics}
-        self._views = {topic: [view for view in views if topic in view.topics] for topic in topics}
+    A `side` worker keeps its ids apart.
+    """
 
-    def open(self, where: TopicPartition) -> Partition:
-        """The partition, ready to be read from its `offset`. Raises LogUnavailable, LostPartition or `STORE_DOWN`."""
+    def __init__(
+        self, log: EventLog, store: StreamStore, clock: Clock, archive: ArchivedLog | None, side: bool
+    ) -> None:
+        self._log, self._store, self._clock, self._archive, self._side = log, store, clock, archive, side
+        self.damaged: set[tuple[TopicPartition, str]] = set()
+        """Partitions and views in whose fields something unreadable was found: folded anew when they are opened."""
+
+    def open(self, where: TopicPartition, views: Sequence[StreamView]) -> Partition:
+        """The partition, ready to be read. Raises LogUnavailable, LostPartition or `STORE_DOWN`."""
         topic, partition = where
-        hashes = sorted(view.tiles_hash for view in self._views[topic])
-        self._store.describe_topic(topic, self._log.partitions(topic), self._views_hash(topic), hashes)
-        found = self._store.progress(topic, partition)
+        self._store.describe_topic(topic, self._log.partitions(topic))
+        identity = self._log.topic_identity(topic)
+        begin = self._log.begins(topic)[where]
+        stretch = self._archive.stretch(where, identity) if self._archive else None
+        first = begin if stretch is None or stretch.end < begin else min(begin, stretch.begin)
+        there = _There(where, digest(identity), begin, first, self._log.offset_at(where, _END_OF_TIME))
+        folds = [self._fold(there, view, identity) for view in views]
+        reach = max(view.reach for view in views)
+        place = SeenPlace(topic, there.log, partition, self._side)
+        seen = SeenIds(reach)
+        newest = max(fold.stored.newest for fold in folds)
+        if newest != UNKNOWN:
+            seen.load(newest, self._store.seen(place, seen.buckets_kept(newest)))
+        offset = min(fold.offset for fold in folds)
+        if self._archive is None or stretch is None or offset >= begin:
+            return Partition(where, folds, seen, place, None, offset)
+        return Partition(where, folds, seen, place, self._archive.read(where, identity, offset), stretch.end)
+
+    def _fold(self, there: "_There", view: StreamView, identity: str) -> ViewFold:
+        topic, partition = there.where
+        found = self._store.progress(topic, partition, view.tiles_hash)
         for _ in range(_TRIES):
-            reason = self._distrust(where, found)
+            reason = self._distrust(there, view, found)
             if reason is None:
                 assert found is not None
-                return self._resumed(where, found)
-            new = self._new_epoch(where, found)
-            other = self._store.swap_progress(topic, partition, found, new)
+                return self._resumed(there.where, view, found)
+            new = self._new_epoch(there, view, found, identity)
+            (other,) = self._store.swap_progress(topic, partition, [Swap(view.tiles_hash, found, new)])
             if other is None:
-                logger.info(
-                    "new epoch", topic=topic, partition=partition, epoch=new.epoch, offset=new.offset, why=reason
-                )
-                self.damaged.discard(where)
-                return self._resumed(where, new)
+                said = {"view": view.name, "topic": topic, "partition": partition, "covered_from": new.covered_from}
+                logger.warning("new epoch: folding anew", epoch=new.epoch, offset=new.offset, why=reason, **said)
+                self.damaged.discard((there.where, view.tiles_hash))
+                return self._resumed(there.where, view, new)
             found = other if other.epoch else None
-        raise LostPartition(f"{topic}[{partition}]: its progress keeps changing under us")
+        raise LostPartition(f"{topic}[{partition}]: the progress of {view.name} keeps changing under us")
 
-    def _distrust(self, where: TopicPartition, found: Progress | None) -> str | None:
+    def _distrust(self, there: "_There", view: StreamView, found: Progress | None) -> str | None:
         """Why the stored progress cannot be resumed from; None if it can."""
         if found is None:
             return "no progress is stored"
-        if where in self.damaged:
+        if (there.where, view.tiles_hash) in self.damaged:
             return "a field of it is damaged"
-        if found.log != self._log_hash(where.topic):
+        if found.log != there.log:
             return "the topic was made anew or repartitioned"
-        if found.views != self._views_hash(where.topic):
-            return "the topic's views are defined otherwise"
-        begin, end = self._log.begins(where.topic)[where], self._log.offset_at(where, _END_OF_TIME)
-        if not begin <= found.offset <= end:
-            return f"the log has offsets {begin} to {end}, not {found.offset}"
+        if not there.first <= found.offset <= there.end:
+            return f"log and archive have offsets {there.first} to {there.end}, not {found.offset}"
         return None
 
-    def _new_epoch(self, where: TopicPartition, found: Progress | None) -> Progress:
+    def _new_epoch(self, there: "_There", view: StreamView, found: Progress | None, identity: str) -> Progress:
         """Progress that folds every event a window can still reach: those appended in the last reach + 60 s."""
         now = self._clock()
-        since = now - max(view.reach for view in self._views[where.topic]) - MAX_AHEAD_MS
-        offset, begin = self._log.offset_at(where, since), self._log.begins(where.topic)[where]
+        since = now - view.reach - MAX_AHEAD_MS
+        offset, covered_from = self._log.offset_at(there.where, since), now
         # Whole if nothing was ever dropped, or something older than `since` is still there.
-        whole = begin == 0 or offset > self._log.offset_at(where, 0)
+        if there.begin == 0 or offset > self._log.offset_at(there.where, 0):
+            covered_from = since
+        elif self._archive and there.first < there.begin:
+            offset, covered_from = self._archive.since(there.where, identity, since)
         return Progress(
             epoch=max(now, found.epoch + 1 if found else 0),
             offset=offset,
-            covered_from=since if whole else now,
+            covered_from=covered_from,
             complete_until=since,
             newest=UNKNOWN,
-            log=self._log_hash(where.topic),
-            views=self._views_hash(where.topic),
+            log=there.log,
         )
 
-    def _resumed(self, where: TopicPartition, progress: Progress) -> Partition:
-        seen = SeenIds(max(view.reach for view in self._views[where.topic]))
-        if progress.newest == UNKNOWN:  # a new epoch, whose first worker may have died before it could purge
-            self._purge(where, progress.epoch)
-        else:
-            kept = seen.buckets_kept(progress.newest)
-            seen.load(progress.newest, self._store.seen(where.topic, where.partition, progress.epoch, kept))
-        return Partition(where, progress, seen, progress.offset, progress.complete_until)
+    def _resumed(self, where: TopicPartition, view: StreamView, progress: Progress) -> ViewFold:
+        # A new epoch, whose first worker may have died before it could purge.
+        if progress.newest == UNKNOWN and isinstance(view, PresenceView):
+            self._store.purge_presence(view, where.topic, where.partition, progress.epoch)
+        return ViewFold(view, progress, progress.offset, progress.complete_until)
 
-    def _purge(self, where: TopicPartition, epoch: int) -> None:
-        for view in self._views[where.topic]:
-            if isinstance(view, PresenceView):
-                self._store.purge_presence(view, where.topic, where.partition, epoch)
 
-    def _log_hash(self, topic: str) -> int:
-        return digest(self._log.topic_identity(topic))
+@dataclass(frozen=True)
+class _There:
+    """What there is of a partition: the hash of its log, the offsets of the log, and the first of log and archive."""
 
-    def _views_hash(self, topic: str) -> int:
-        return digest(" ".join(sorted(f"{v.name}:{v.tiles_hash}:{v.reach}" for v in self._views[topic])))
+    where: TopicPartition
+    log: int
+    begin: int
+    first: int
+    end: int

@@ -1,6 +1,6 @@
 """Which events are repeats: the same `event_id` again on a partition counts once, the lowest offset's."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 BUCKET_MS = 60_000
 SLACK_MS = 120_000
@@ -17,14 +17,19 @@ class SeenIds:
         self._buckets: dict[int, list[int]] = {}
         self.newest: int | None = None
 
+    @property
+    def expires_s(self) -> int:
+        """Seconds after which stored ids may go though nobody has forgotten them: none are that old any more."""
+        return 3 * self._reach // 1000 + 3600
+
     def buckets_kept(self, newest: int) -> range:
         """The buckets that are kept when the partition's newest event time is `newest`."""
         return range((newest - self._reach) // BUCKET_MS, newest // BUCKET_MS + 1)
 
-    def load(self, newest: int, facts: Mapping[int, Iterable[tuple[int, int]]]) -> None:
-        """Take over what is stored: {bucket: (id hash, offset) pairs}."""
+    def load(self, newest: int, facts: Iterable[tuple[int, Iterable[tuple[int, int]]]]) -> None:
+        """Take over what is stored: of buckets the (id hash, offset) pairs."""
         self.newest = newest
-        for bucket, pairs in facts.items():
+        for bucket, pairs in facts:
             for hashed, offset in pairs:
                 self._note(hashed, offset, bucket)
 

@@ -16,11 +16,12 @@ from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.stores.tile_codec import CorruptField
 from feature_repo.views import StreamView
+from ingestion.archived import Archived, ArchivedLog
 from ingestion.dead_letters import dead_letter
 from ingestion.definition_checks import check_views
-from ingestion.events import DEAD_LETTERS, BadEvent, parse
+from ingestion.events import DEAD_LETTERS, BadEvent, Event, parse
 from ingestion.folding import Folder, LostPartition, Placed, folder_of
-from ingestion.log import EventLog, LogUnavailable, Message, PositionGone, Record, TopicPartition
+from ingestion.log import EventLog, LogConsumer, LogUnavailable, Message, PositionGone, Record, TopicPartition
 from ingestion.partitions import Partition, PartitionOpener
 
 GROUP = "tiffin-worker"
@@ -46,44 +47,50 @@ class Counts:
 
 @dataclass
 class Worker:
-    """One member of the group of workers. Not thread-safe; run one a process."""
+    """One member of the group of workers. Not thread-safe; run one a process. Connects at its first step.
+
+    It folds the views that the online store says are served; `views` are served where nothing is yet. A worker at the
+    `side` has no group: it folds `views`, whatever is served, and leaves the dead letters to the others.
+    """
 
     log: EventLog
     store: StreamStore
     views: Sequence[StreamView]
-    project: str
     clock: Clock
     group: str | None = GROUP
+    archive: ArchivedLog | None = None
+    side: bool = False
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
-        check_views(self.views)
-        self._folders: dict[str, list[Folder]] = {}
-        for view in self.views:
-            folder = folder_of(view, self.store, self.project)
-            for topic in view.topics:
-                self._folders.setdefault(topic, []).append(folder)
-        self.topics = sorted(self._folders)
-        self._opener = PartitionOpener(self.log, self.store, self.views, self.clock)
+        self._opener = PartitionOpener(self.log, self.store, self.clock, self.archive, self.side)
         self._held: dict[TopicPartition, Partition] = {}
+        self._digest: bytes | None = None
         self._progress_at: int | None = None
         self._say_at = 0.0
-        self._consumer = self.log.consumer(self.topics, self.group, self._start_at, self._released)
+        self._consumer: LogConsumer | None = None
+        self._take(self.views)
 
     def step(self, timeout_ms: int = POLL_MS, max_records: int = MAX_RECORDS) -> int:
         """Read once, fold what came, write progress if it is due; the count of records.
 
-        Raises LogUnavailable or one of `STORE_DOWN`; then call `recover` before the next step.
+        Raises LogUnavailable, LostPartition or one of `STORE_DOWN`; then call `recover` before the next step. Raises
+        BadDefinition if what is served cannot be computed from the events there are.
         """
-        self._open_missing()
-        records = 0
+        due = self._progress_at is None or abs(self.clock() - self._progress_at) >= PROGRESS_EVERY_MS
+        if due:  # a clock that was set back must not silence it
+            self._agree()
+        if self._consumer is None:
+            self._consumer = self.log.consumer(self.topics, self.group, self._start_at, self._released)
+        self._open_missing(self._consumer)
+        records = self._fold_archived(self._consumer)
         for where, batch in self._consumer.poll(timeout_ms, max_records).items():
             held = self._held.get(where)
-            if held is not None:
-                self._fold(held, batch)
+            if held is not None and held.archived is None:
+                self._fold_records(held, batch)
                 records += len(batch)
-        if self._progress_at is None or abs(self.clock() - self._progress_at) >= PROGRESS_EVERY_MS:
-            self.write_progress()  # a clock that was set back must not silence it
+        if due:
+            self.write_progress()
         return records
 
     def run(self, stop: Callable[[], bool]) -> None:
@@ -114,38 +121,79 @@ class Worker:
         if isinstance(error, PositionGone):
             logger.error("the log no longer has what comes next: folding anew", where=error.where, error=str(error))
         self._held.clear()
+        self._progress_at = None
 
     def write_progress(self) -> None:
         """Store how far each partition is, after the features it speaks for."""
         asked = self.clock()
-        ends = self._consumer.ends() if self._held else {}
+        consumer = self._consumer
+        if consumer is None:
+            return
+        ends = consumer.ends() if self._held else {}
         done: dict[TopicPartition, int] = {}
         for where, held in list(self._held.items()):
             if where not in ends:
                 continue
-            if self._consumer.position(where) >= ends[where]:
-                held.complete_until = max(held.complete_until, asked)
+            if held.archived is None and consumer.position(where) >= ends[where]:
+                held.complete(asked)
             self._store_progress(held)
             if where in self._held:
                 done[where] = held.offset
         self._progress_at = asked
-        self._consumer.commit(done)
+        consumer.commit(done)
+
+    def held(self) -> Mapping[TopicPartition, Partition]:
+        """The partitions that it folds now."""
+        return self._held
 
     def close(self) -> None:
         """Hand the partitions over and leave the group."""
         logger.info("worker ends", **asdict(self.counts))
-        self._consumer.close()
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
 
-    def _open_missing(self) -> None:
-        for where in self._consumer.assignment():
+    def _take(self, views: Sequence[StreamView]) -> None:
+        check_views(views)
+        self.views = views
+        self._views: dict[str, list[StreamView]] = {}
+        for view in views:
+            for topic in view.topics:
+                self._views.setdefault(topic, []).append(view)
+        self._folders: dict[str, Folder] = {view.tiles_hash: folder_of(view, self.store) for view in views}
+        self.topics = sorted(self._views)
+
+    def _agree(self) -> None:
+        """Fold what is served; serve what we fold where nothing is, for the store is new, or was emptied."""
+        if self.side or (self._digest is not None and self.store.served_digest() == self._digest):
+            return
+        if self.store.serve(self.views, {}):
+            logger.warning("nothing was served: serving the definitions at hand", views=[v.name for v in self.views])
+        served = self.store.served()
+        self._digest = served.digest
+        views = sorted(served.views.values(), key=lambda view: view.name)
+        if views == sorted(self.views, key=lambda view: view.name):
+            return
+        logger.warning("folding the definitions that are served", views=[view.name for view in views])
+        topics = self.topics
+        self._held.clear()
+        self._take(views)
+        if topics != self.topics and self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def _open_missing(self, consumer: LogConsumer) -> None:
+        for where in consumer.assignment():
             if where not in self._held:
-                self._held[where] = self._opener.open(where)
-                self._consumer.seek(where, self._held[where].offset)
+                self._held[where] = self._opener.open(where, self._views[where.topic])
+                consumer.seek(where, self._held[where].start)
 
     def _start_at(self, gained: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         for where in gained:
-            self._held[where] = self._opener.open(where)
-        return {where: self._held[where].offset for where in gained}
+            self._held[where] = self._opener.open(where, self._views[where.topic])
+        return {
+            w: self._held[w].offset if self._held[w].archived is None else self._held[w].archived_to for w in gained
+        }
 
     def _released(self, lost: Sequence[TopicPartition]) -> None:
         for where in lost:
@@ -153,39 +201,31 @@ class Worker:
             if held is None:
                 continue
             try:
-                self._store_progress(held)
+                held.store_progress(self.store)
             except STORE_DOWN as error:  # whoever comes next folds a little again
                 logger.warning("progress not written on hand-over", where=where, error=str(error))
 
     def _store_progress(self, held: Partition) -> None:
-        new = held.progress()
-        found = self.store.swap_progress(held.where.topic, held.where.partition, held.stored, new)
-        if found is None:
-            held.stored = new
-            return
         # Not what we wrote last: the store came back without its last second, or somebody else folds by now.
-        logger.warning("progress is not what was written last: resuming from it", where=held.where, found=found.offset)
-        self._held.pop(held.where, None)
+        if not held.store_progress(self.store):
+            self._held.pop(held.where, None)
 
-    def _fold(self, held: Partition, batch: Sequence[Record]) -> None:
-        events, dead = self._parse(held, batch)
-        try:
-            for folder in self._folders[held.where.topic]:
-                self.counts.late += folder.fold(held.where.partition, held.stored, held.cache, events)
-        except CorruptField as error:
-            self._opener.damaged.add(held.where)
-            raise LostPartition(f"{held.where}: a field is damaged ({error}): all of it is folded anew") from error
-        held.store_seen(self.store)
-        if dead:
-            self.log.publish(DEAD_LETTERS, dead)
-        self.counts.events += len(events)
-        self.counts.dead += len(dead)
-        held.offset = max(held.offset, batch[-1].offset + 1)
-        # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
-        held.complete_until = max(held.complete_until, min(batch[-1].append_ms, self.clock()))
-        self._store_progress(held)  # the last write of each batch: where it is stored, all before it is
+    def _fold_archived(self, consumer: LogConsumer) -> int:
+        """A chunk of each partition that has to be folded out of the archive first: how many events there were."""
+        count = 0
+        for held in [held for held in self._held.values() if held.archived is not None]:
+            chunk: list[Archived] | None = next(held.archived, None) if held.archived else None
+            if chunk:
+                events = [(offset, event) for offset, _, event in chunk if not self._repeats(held, offset, event)]
+                self._fold(held, events, chunk[-1].offset + 1, chunk[-1].append_ms)
+                count += len(chunk)
+            elif chunk is None:
+                held.archived = None
+                held.advance(max(held.offset, held.archived_to), 0)
+                consumer.seek(held.where, held.offset)
+        return count
 
-    def _parse(self, held: Partition, batch: Sequence[Record]) -> tuple[list[Placed], list[Message]]:
+    def _fold_records(self, held: Partition, batch: Sequence[Record]) -> None:
         events: list[Placed] = []
         dead: list[Message] = []
         for record in batch:
@@ -196,8 +236,31 @@ class Worker:
             except BadEvent as error:
                 dead.append(dead_letter(record, error))
                 continue
-            if held.is_repeat(digest(event.event_id), record.offset, event.time):
-                self.counts.repeats += 1
-            else:
+            if not self._repeats(held, record.offset, event):
                 events.append((record.offset, event))
-        return events, dead
+        if dead and not self.side:
+            self.log.publish(DEAD_LETTERS, dead)
+        self.counts.dead += len(dead)
+        # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
+        self._fold(held, events, batch[-1].offset + 1, min(batch[-1].append_ms, self.clock()))
+
+    def _repeats(self, held: Partition, offset: int, event: Event) -> bool:
+        repeats = held.is_repeat(digest(event.event_id), offset, event.time)
+        self.counts.repeats += repeats
+        return repeats
+
+    def _fold(self, held: Partition, events: Sequence[Placed], end: int, complete_until: int) -> None:
+        """Fold events, all that there are below the offset `end`; then say so, on the same run of the server."""
+        with self.store.run.unbroken():
+            for fold in held.folds:
+                new = [placed for placed in events if placed[0] >= fold.offset]
+                try:
+                    folder = self._folders[fold.view.tiles_hash]
+                    self.counts.late += folder.fold(held.where.partition, fold.stored, held.cache, new)
+                except CorruptField as error:
+                    self._opener.damaged.add((held.where, fold.view.tiles_hash))
+                    raise LostPartition(f"{held.where}: a field of {fold.view.name} is damaged ({error})") from error
+            held.store_seen(self.store)
+            held.advance(max(end, held.offset), complete_until)
+            self._store_progress(held)  # the last write of each batch: where it is stored, all before it is
+        self.counts.events += len(events)

@@ -35,13 +35,12 @@ def create_app(settings: Settings) -> FastAPI:
     store = FeatureStore(repo_path=str(settings.repo))
     views = views_of_service(store, store.get_feature_service(SERVICE))
     streams: list[StreamView] = [view for view, _ in views if not isinstance(view, BatchView)]
-    topics = sorted({topic for view in streams for topic in view.topics})
     clock = clock_of(settings)
     log = open_log(settings)
     client = connect_async(settings)
     registry = Registry(settings.data / "models")
     watchers = {mode: Watcher(registry, name) for mode, name in MODELS.items()}
-    predictor = Predictor(FeatureReader(client, store.project, views, ENTITY, clock), watchers, views, clock)
+    predictor = Predictor(FeatureReader(client, store.project, views, ENTITY, clock), watchers, clock)
     lags = LagCollector()
     REGISTRY.register(lags)
 
@@ -57,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.middleware("http")(_measured)
     app.include_router(eta_router(predictor))
     app.include_router(events_router(log, clock, drill=settings.clock_start is not None))
-    app.include_router(health_router(client, store.project, streams, topics, predictor, lags, clock))
+    app.include_router(health_router(client, store.project, streams, predictor, lags, clock))
 
     return app
 

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from feature_repo.clock import Clock
 from feature_repo.stores.redis_client import STORE_DOWN, AsyncRedis
-from feature_repo.stores.stream_lag import TopicLag, stream_lags
+from feature_repo.stores.stream_lag import ViewLag, stream_lag
 from feature_repo.views import StreamView
 from serving.metrics import REGISTRY, LagCollector
 from serving.modes import LADDER, Mode
@@ -21,28 +21,26 @@ def health_router(
     client: AsyncRedis,
     project: str,
     streams: Sequence[StreamView],
-    topics: Sequence[str],
     predictor: Predictor,
     lags: LagCollector,
     clock: Clock,
 ) -> APIRouter:
     """The routes. `lags` is what the metrics say of the streams."""
     router = APIRouter(tags=["health"])
-    allowed = {topic: min(view.max_lag for view in streams if topic in view.topics) / 1000 for topic in topics}
 
     @router.get("/live")
     async def live() -> dict[str, str]:
         """The process answers."""
         return {"status": "live"}
 
-    async def look() -> Check:
-        """See how far the streams are, and whether the online store answers."""
+    async def look() -> tuple[Check, list[str]]:
+        """See how far the streams are, whether the online store answers, and which views are not served as defined."""
         try:
-            lags.lags = await stream_lags(client, project, streams, clock())
+            lags.lags, outdated = await stream_lag(client, project, streams, clock())
         except STORE_DOWN as error:
             lags.lags = []
-            return {"ok": False, "reason": f"cannot be reached: {error}"}
-        return {"ok": True}
+            return {"ok": False, "reason": f"cannot be reached: {error}"}, []
+        return {"ok": True}, outdated
 
     @router.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
@@ -54,9 +52,14 @@ def health_router(
     @router.get("/ready")
     async def ready() -> JSONResponse:
         """200 if predictions can be made in the best mode, else 503; every check by name."""
-        checks: dict[str, Check] = {"registry": {"ok": True, "stream_views": len(streams)}}
-        checks["online_store"] = await look()
-        checks |= {f"stream:{lag.topic}": _lag(lag, allowed[lag.topic]) for lag in lags.lags}
+        reached, outdated = await look()
+        registry: Check = {"ok": True, "stream_views": len(streams)}
+        if outdated:  # what is served goes on as it was
+            registry |= {"not_served_as_defined": outdated, "hint": f"tiffin backfill {' '.join(outdated)}"}
+        checks = {"registry": registry, "online_store": reached}
+        if reached["ok"]:
+            by_name = {lag.view: lag for lag in lags.lags}
+            checks |= {f"stream:{view.name}": _lag(by_name.get(view.name), view) for view in streams}
         checks |= {f"model:{mode}": _model(predictor, mode) for mode in LADDER}
         good = all(check["ok"] for check in checks.values())
         return JSONResponse({"status": "ready" if good else "not ready", "checks": checks}, 200 if good else 503)
@@ -64,12 +67,12 @@ def health_router(
     return router
 
 
-def _lag(lag: TopicLag, allowed: float) -> Check:
+def _lag(lag: ViewLag | None, view: StreamView) -> Check:
+    allowed = view.max_lag / 1000
+    if lag is None:
+        return {"ok": False, "reason": f"it is not served: start a worker, or `tiffin backfill {view.name}`"}
     if lag.seconds is None:
         return {"ok": False, "reason": "no worker has folded every partition yet", "allowed_seconds": allowed}
-    if lag.not_folded:
-        reason = f"no worker folds {', '.join(lag.not_folded)} as defined here: restart what was started before"
-        return {"ok": False, "reason": reason}
     return {"ok": lag.seconds <= allowed, "lag_seconds": lag.seconds, "allowed_seconds": allowed}
 
 

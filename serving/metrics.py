@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from feature_repo.stores.stream_lag import TopicLag
+from feature_repo.stores.stream_lag import ViewLag
 
 REGISTRY = CollectorRegistry()
 
@@ -27,16 +27,25 @@ class LagCollector(Collector):
     """The streams' lag, and the models (name, version) in use, as they were last looked at."""
 
     def __init__(self) -> None:
-        self.lags: list[TopicLag] = []
+        self.lags: list[ViewLag] = []
         self.models: list[tuple[str, str]] = []
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Seconds that a topic's features are behind, absent where nothing was folded yet; the models that answer."""
-        family = GaugeMetricFamily("tiffin_stream_lag_seconds", "How far a topic is behind", labels=["topic"])
+        """How each stream view is folded (its lag is absent where nothing was folded yet); the models that answer."""
+        family = GaugeMetricFamily("tiffin_stream_lag_seconds", "How far a stream view is behind", labels=["view"])
+        covered = GaugeMetricFamily("tiffin_stream_covered", "1 if all that windows reach is folded", labels=["view"])
+        epoch = GaugeMetricFamily(
+            "tiffin_stream_epoch_seconds",
+            "When a partition was begun to be folded anew, in Unix time",
+            labels=["view", "topic", "partition"],
+        )
         for lag in self.lags:
             if lag.seconds is not None:
-                family.add_metric([lag.topic], lag.seconds)
-        yield family
+                family.add_metric([lag.view], lag.seconds)
+            covered.add_metric([lag.view], float(lag.covered))
+            for (topic, partition), begun in lag.epochs.items():
+                epoch.add_metric([lag.view, topic, str(partition)], begun / 1000)
+        yield from (family, covered, epoch)
         family = GaugeMetricFamily("tiffin_model_in_use", "The model versions that answer", labels=["name", "version"])
         for model in self.models:
             family.add_metric(model, 1)

@@ -8,15 +8,13 @@ import numpy as np
 
 from feature_repo.clock import Clock, iso
 from feature_repo.stores.reading import Feature, Status
-from feature_repo.views import BatchView, View, features_hash
+from feature_repo.views import features_hash
 from models.registry import Model, ModelBroken, Watcher
 from serving.modes import Mode, allowed
 from serving.prediction_ids import prediction_id
 from serving.problems import Problem
 from serving.reader import FeatureReader, Row
 from serving.schemas import Eta, FeatureValue, ModelUsed, Order
-
-Views = Sequence[tuple[View, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -29,13 +27,13 @@ class Choice:
 
 
 class Predictor:
-    """Answers orders from what `reader` reads of `views`, by one watched model a mode."""
+    """Answers orders from what `reader` reads, by one watched model a mode."""
 
-    def __init__(self, reader: FeatureReader, watchers: Mapping[Mode, Watcher], views: Views, clock: Clock) -> None:
-        self._reader, self._watchers, self._views, self._clock = reader, watchers, views, clock
-        batch = [(view, features) for view, features in views if isinstance(view, BatchView)]
-        self._batch_names = {f"{view.name}__{feature}" for view, features in batch for feature in features}
-        self._hashes: dict[str, str] = {}  # model version: the hash of its features as they are defined now
+    def __init__(self, reader: FeatureReader, watchers: Mapping[Mode, Watcher], clock: Clock) -> None:
+        self._reader, self._watchers, self._clock = reader, watchers, clock
+        self._batch_names = reader.batch_names
+        self._digest: bytes | None = None  # of the definitions that the hashes are of
+        self._hashes: dict[str, str] = {}  # model version: the hash of its features as they are served now
 
     async def predict(self, orders: Sequence[Order]) -> list[Eta | Problem]:
         """An answer or a problem for each order. Raises one of `redis_client.STORE_DOWN`."""
@@ -64,8 +62,11 @@ class Predictor:
         except ModelBroken as error:
             return f"{mode}: no sound model is in use ({error})"
         version = model.manifest.version
+        digest, views = self._reader.served
+        if digest != self._digest:
+            self._digest, self._hashes = digest, {}
         if version not in self._hashes:
-            self._hashes[version] = features_hash(self._views, only=set(model.vector.stored))
+            self._hashes[version] = features_hash(views, only=set(model.vector.stored))
         if self._hashes[version] != model.manifest.definition_hash:
             return f"{mode}: model {version} was trained on features that are defined otherwise by now: train again"
         return model

@@ -46,6 +46,21 @@ class FeatureReader:
             )
         self._first, self._second = ReadPlan(project, first), ReadPlan(project, second)
 
+    @property
+    def batch_names(self) -> frozenset[str]:
+        """The batch features, by full name."""
+        wanted = (w for plan in (self._first, self._second) for w in plan.wanted if isinstance(w.view, BatchView))
+        return frozenset(f"{w.view.name}__{feature}" for w in wanted for feature in w.features)
+
+    @property
+    def served(self) -> tuple[bytes | None, list[tuple[View, tuple[str, ...]]]]:
+        """The views as they are served, with their features, and what changes with them (None before the first read).
+
+        That is how they were defined when they were folded; the registry may be ahead of it.
+        """
+        views = [*self._first.views(), *self._second.views()]
+        return self._second.shape.digest, views
+
     async def read(self, ids: Sequence[object], known: Sequence[Mapping[str, object]]) -> list[Row]:
         """The features of `ids`; `known` gives, a row, ids that need not be looked up ({join key: id}).
 

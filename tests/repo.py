@@ -29,6 +29,7 @@ from feature_repo.stores.redis_client import Redis
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.views import StreamView, stream_views
 from ingestion.archive import Archiver
+from ingestion.archived import ArchivedLog
 from ingestion.log import EventLog, Message, Record
 from ingestion.redis_log import RedisLog
 from ingestion.worker import Worker
@@ -255,7 +256,7 @@ class Lab:
 
     def worker(self, group: str | None = None) -> Worker:
         """A new worker; without a group it has every partition to itself."""
-        return Worker(self.log, self.store, self.views, PROJECT, self.clock, group)
+        return Worker(self.log, self.store, self.views, self.clock, group, ArchivedLog(self.repo.settings))
 
     def publish(self, *messages: Message, topic: str = ORDERS, at: int | None = None) -> None:
         """Append at the clock's present, or at `at`."""

@@ -214,7 +214,7 @@ def running(base: Path, home: Path) -> Iterator[Stack]:
         write_batch(redis, store, clock.now - BATCH_AGE_MS)
         url = ends.enter_context(served(app_on(settings, clock)))
         http = ends.enter_context(httpx.Client(base_url=url, timeout=DEADLINE_S))
-        worker = Worker(log, StreamStore(redis, store.project), views, store.project, clock, group=None)
+        worker = Worker(log, StreamStore(redis, store.project), views, clock, group=None)
         ends.callback(worker.close)
         yield Stack(settings, store, views, clock, url, http, redis, log, server, worker)
 

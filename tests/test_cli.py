@@ -238,7 +238,8 @@ def test_a_worker_that_is_told_to_stop_stores_its_progress_and_leaves_no_server(
         store, log = StreamStore(client, PROJECT), RedisLog(client)
 
         def progress() -> Progress | None:
-            return store.progress("courier_status", 0)
+            views = [view for view in store.served().views.values() if "courier_status" in view.topics]
+            return store.progress("courier_status", 0, views[0].tiles_hash) if views else None
 
         wait_for(lambda: progress() is not None or child.poll() is not None, "the worker to have begun")
         event = {"event_id": "e", "courier_id": 1, "zone_id": 1, "status": "busy", "at": wall_clock()}

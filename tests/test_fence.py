@@ -23,7 +23,7 @@ from feature_repo.stores.embedded import socket_path
 from feature_repo.stores.progress import Progress
 from feature_repo.stores.reading import Feature, ReadPlan, Status, Wanted, read
 from feature_repo.stores.redis_client import Redis, connect
-from feature_repo.stores.stream_store import FieldWrite, StreamStore
+from feature_repo.stores.stream_store import FieldWrite, StreamStore, Swap
 from feature_repo.stores.tile_codec import Header
 from feature_repo.views import BatchView, WindowView
 from feature_repo.windows import Aggregate, Layout
@@ -50,7 +50,7 @@ VIEW = WindowView(
 PROFILE = BatchView(
     "profile", ("restaurant_id",), (ValueType.INT64,), {"prep": ValueType.DOUBLE, "note": ValueType.STRING}, 0
 )
-STANDING = Progress(epoch=5, offset=0, covered_from=-(10**9), complete_until=0, newest=0, log=1, views=1)
+STANDING = Progress(epoch=5, offset=0, covered_from=-(10**9), complete_until=0, newest=0, log=1)
 KEY = layout.key_builder(PROJECT, ("restaurant_id",), (ValueType.INT64,))
 FIELD = layout.tiles_field(VIEW, 0)
 
@@ -58,13 +58,20 @@ FIELD = layout.tiles_field(VIEW, 0)
 @pytest.fixture
 def store(redis_client: Redis) -> StreamStore:
     made = StreamStore(redis_client, PROJECT)
-    made.describe_topic(TOPIC, 1, STANDING.views, [VIEW.tiles_hash])
-    made.swap_progress(TOPIC, 0, None, STANDING)
+    made.describe_topic(TOPIC, 1)
+    made.serve([VIEW], {})
+    swap(made, None, STANDING)
     return made
 
 
+def swap(store: StreamStore, expected: Progress | None, new: Progress, partition: int = 0) -> Progress | None:
+    """The view's progress in place of the one expected; what is stored instead, if it is another."""
+    (found,) = store.swap_progress(TOPIC, partition, [Swap(VIEW.tiles_hash, expected, new)])
+    return found
+
+
 def folder(store: StreamStore) -> WindowFolder:
-    return WindowFolder(VIEW, store, PROJECT)
+    return WindowFolder(VIEW, store)
 
 
 def event(time: int, restaurant: int = 1, basket: float = 1.0, customer: int = 1) -> Event:
@@ -153,7 +160,7 @@ def test_two_folders_with_caches_of_their_own_leave_the_very_bytes_that_one_leav
     one = _folded_alone(module_client, events)
     module_client.flushall()
     store = StreamStore(module_client, PROJECT)
-    store.swap_progress(TOPIC, 0, None, STANDING)
+    swap(store, None, STANDING)
     caches, positions = (FieldCache(cached), FieldCache(10)), [0, 0]
     for who, size in [*turns, (0, len(events)), (1, len(events))]:
         batch = events[positions[who] : positions[who] + size]
@@ -165,7 +172,7 @@ def test_two_folders_with_caches_of_their_own_leave_the_very_bytes_that_one_leav
 def _folded_alone(client: Redis, events: Sequence[Placed]) -> list[bytes | None]:
     client.flushall()
     store = StreamStore(client, PROJECT)
-    store.swap_progress(TOPIC, 0, None, STANDING)
+    swap(store, None, STANDING)
     cache = FieldCache(10)
     for each in events:
         folder(store).fold(0, STANDING, cache, [each])
@@ -177,7 +184,7 @@ def test_a_field_of_an_older_epoch_counts_as_absent_for_folder_and_reader(
 ) -> None:
     folder(store).fold(0, STANDING, FieldCache(10), placed(0, 1, 2))
     newer = STANDING._replace(epoch=6)
-    store.swap_progress(TOPIC, 0, STANDING, newer)
+    swap(store, STANDING, newer)
     assert orders(redis_client) == Feature(0, Status.PRESENT, 0)
     folder(store).fold(0, newer, FieldCache(10), placed(7))
     assert orders(redis_client, now=7).value == 1
@@ -185,9 +192,9 @@ def test_a_field_of_an_older_epoch_counts_as_absent_for_folder_and_reader(
 
 def test_a_field_of_a_newer_epoch_is_not_served_and_not_folded_into(redis_client: Redis, store: StreamStore) -> None:
     newer = STANDING._replace(epoch=6)
-    store.swap_progress(TOPIC, 0, STANDING, newer)
+    swap(store, STANDING, newer)
     folder(store).fold(0, newer, FieldCache(10), placed(0, 1, 2))
-    store.swap_progress(TOPIC, 0, newer, STANDING)  # a reader that saw progress before the epoch changed
+    swap(store, newer, STANDING)  # a reader that saw progress before the epoch changed
     assert orders(redis_client).status == Status.OUTSIDE_MAX_AGE
     before = field(redis_client)
     with pytest.raises(LostPartition, match="epoch 6"):
@@ -205,11 +212,11 @@ def test_a_folder_whose_progress_is_not_the_stored_one_gives_up(redis_client: Re
 
 def test_progress_is_swapped_only_over_what_was_expected(store: StreamStore) -> None:
     one, two = STANDING._replace(offset=1), STANDING._replace(offset=2)
-    assert store.swap_progress(TOPIC, 0, one, two) == STANDING
-    assert store.swap_progress(TOPIC, 0, None, two) == STANDING
-    assert store.swap_progress(TOPIC, 0, STANDING, one) is None
-    assert store.progress(TOPIC, 0) == one
-    other = store.swap_progress(TOPIC, 1, one, two)
+    assert swap(store, one, two) == STANDING
+    assert swap(store, None, two) == STANDING
+    assert swap(store, STANDING, one) is None
+    assert store.progress(TOPIC, 0, VIEW.tiles_hash) == one
+    other = swap(store, one, two, partition=1)
     assert other is not None
     assert other.epoch == 0, "nothing is stored: of an epoch older than any"
 

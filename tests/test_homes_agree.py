@@ -54,7 +54,7 @@ class Home:
 
     def worker(self, group: str | None = None) -> Worker:
         """A worker of the project."""
-        return Worker(self.log, self.store, self.views, self.project, self.clock, group)
+        return Worker(self.log, self.store, self.views, self.clock, group)
 
     def publish(self, sent: Sequence[Sent]) -> None:
         """Append the messages in their order, topic by topic."""
@@ -100,8 +100,9 @@ class Home:
         return [msgspec.json.decode(record.value) for record in everything(self.log, DEAD_LETTERS)]
 
     def _offset(self, where: TopicPartition) -> int:
-        progress = self.store.progress(*where)
-        return -1 if progress is None else progress.offset
+        views = [view for view in self.views if where.topic in view.topics]
+        found = [self.store.progress(*where, view.tiles_hash) for view in views]
+        return min(-1 if progress is None else progress.offset for progress in found)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from feature_repo.stores.embedded import socket_path
 from feature_repo.stores.progress import Progress
 from feature_repo.stores.reading import Feature, ReadPlan, Status, Wanted, read
 from feature_repo.stores.redis_client import Redis, connect
-from feature_repo.stores.stream_store import PresenceEvent, StreamStore
+from feature_repo.stores.stream_store import PresenceEvent, StreamStore, Swap
 from feature_repo.views import PresenceView
 
 PROJECT, TOPIC, TTL = "presence", "courier_status", 1000
@@ -53,9 +53,11 @@ def fresh(client: Redis) -> StreamStore:
     """A store of two partitions that are folded up to now."""
     client.flushall()
     store = StreamStore(client, PROJECT)
-    store.describe_topic(TOPIC, 2, 1, [VIEW.tiles_hash])
+    store.describe_topic(TOPIC, 2)
+    store.serve([VIEW], {})
     for partition in (0, 1):
-        store.swap_progress(TOPIC, partition, None, Progress(EPOCH, 0, -(10**9), 2**60, 0, 1, 1))
+        new = Progress(EPOCH, 0, -(10**9), 2**60, 0, 1)
+        store.swap_progress(TOPIC, partition, [Swap(VIEW.tiles_hash, None, new)])
     return store
 
 
@@ -179,9 +181,9 @@ def test_members_that_fell_silent_are_forgotten_and_a_late_word_of_theirs_brings
 def test_a_partition_that_is_behind_makes_presence_outside(client: Redis, store: StreamStore) -> None:
     store.apply_presence(VIEW, TOPIC, 0, EPOCH, [moved("a", 0, 0)])
     plan = ReadPlan(PROJECT, [Wanted(VIEW, ("free",), ("zone_id",))])
-    behind = Progress(EPOCH, 0, -(10**9), -1, 0, 1, 1)
-    before = store.progress(TOPIC, 1)
-    assert store.swap_progress(TOPIC, 1, before, behind) is None
+    behind = Progress(EPOCH, 0, -(10**9), -1, 0, 1)
+    before = store.progress(TOPIC, 1, VIEW.tiles_hash)
+    assert store.swap_progress(TOPIC, 1, [Swap(VIEW.tiles_hash, before, behind)]) == [None]
     found = [read(client, plan, {"zone_id": [3]}, now).columns[0][0][0] for now in (9_999, 10_000)]
     assert [feature.status for feature in found] == [Status.PRESENT, Status.OUTSIDE_MAX_AGE]
     assert found[1] == Feature(None, Status.OUTSIDE_MAX_AGE, -1)

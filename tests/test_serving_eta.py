@@ -278,15 +278,15 @@ def test_live_answers_whatever_else_is_down(stack: Stack) -> None:
 
 
 def test_ready_names_every_check_and_fails_where_the_stream_lags(stack: Stack) -> None:
-    topics = ("courier_status", "order_delivered", "order_placed", "order_ready")
+    views = [view.name for view in stack.views]
     checks = ready_checks(stack, 200)
     assert set(checks) == {
         *("registry", "online_store", "model:streaming", "model:batch_features"),
-        *(f"stream:{topic}" for topic in topics),
+        *(f"stream:{view}" for view in views),
     }
     assert all(check["ok"] for check in checks.values())
     stack.clock.now += PAST_LAG_MS
-    lagging = ready_checks(stack, 503)["stream:order_placed"]
+    lagging = ready_checks(stack, 503)["stream:zone_couriers"]
     assert lagging == {"ok": False, "lag_seconds": PAST_LAG_MS / 1000, "allowed_seconds": 10.0}
     stack.valkey.stop()
     checks = ready_checks(stack, 503)
@@ -296,7 +296,7 @@ def test_ready_names_every_check_and_fails_where_the_stream_lags(stack: Stack) -
 
 def test_ready_says_that_no_worker_ever_ran(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     with running(tmp_path_factory.getbasetemp(), tmp_path) as stack:
-        assert "no worker" in ready_checks(stack, 503)["stream:order_placed"]["reason"]
+        assert "start a worker" in ready_checks(stack, 503)["stream:zone_couriers"]["reason"]
         assert stack.eta(1)["mode"] == "batch_features"
 
 
@@ -321,7 +321,7 @@ def test_metrics_count_what_was_answered_and_show_the_lag(stack: Stack) -> None:
     ask()
     assert [after[0] - one[0] for after, one in zip(counted(), before, strict=True)] == [1, 1, 1, 2, 2]
     stack.clock.now += 7_000
-    assert metric(stack, "tiffin_stream_lag_seconds", topic="order_placed") == [7.0]
+    assert metric(stack, "tiffin_stream_lag_seconds", view="zone_couriers") == [7.0]
 
 
 def test_a_failure_of_ours_is_a_problem_without_a_traceback_and_is_counted(

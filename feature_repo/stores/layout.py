@@ -6,9 +6,12 @@
     _vs:<view>                                      event and created time: what decides between two writes
     murmur3(view:tiles hash:topic) + partition      tiles of a stream view (6 bytes)
 {tiffin:<project>:presence:<view>:<hash>}:*       a presence view, in one slot
-tiffin:<project>:progress:<topic>                 hash: a partition's progress; `n` the number of partitions;
-                                                  `v:<hash>` which views a progress with that hash folds
-tiffin:<project>:seen:<topic>:<partition>:<epoch>:<minute>   ids of the events of one minute, for repeats
+tiffin:<project>:served                           hash: the stream views that are served, as they are defined for it;
+                                                  `digest` changes with any of them
+tiffin:<project>:progress:<topic>                 hash: `<partition>:<tiles hash>` a view's progress in a partition;
+                                                  `n` the number of partitions
+tiffin:<project>:seen:<topic>:<log>:<partition>:<minute>   ids of the events of one minute, for repeats
+tiffin:<project>:side-seen:...                    the same, of a view that is folded beside those that are served
 """
 
 import struct
@@ -22,7 +25,8 @@ from feast.value_type import ValueType
 from feature_repo.views import PresenceView, WindowView
 
 PARTITION_COUNT = b"n"
-VIEWS_FOLDED = b"v:"
+SERVED_DIGEST = b"digest"
+TILES_FIELD_BYTES = 6
 _I64, _I32 = struct.Struct("<IIq"), struct.Struct("<IIi")
 
 
@@ -95,19 +99,29 @@ def progress_key(project: str, topic: str) -> bytes:
     return f"tiffin:{project}:progress:{topic}".encode()
 
 
-def views_field(views: int) -> bytes:
-    """The field that says which views a progress with the hash `views` folds."""
-    return VIEWS_FOLDED + str(views).encode()
+def progress_field(tiles_hash: str, partition: int) -> bytes:
+    """The field of a topic's progress that speaks of one view in one partition."""
+    return f"{partition}:{tiles_hash}".encode()
 
 
-def seen_key(project: str, topic: str, partition: int, epoch: int, bucket: int) -> bytes:
-    """The ids of the events of one bucket of event time."""
-    return f"tiffin:{project}:seen:{topic}:{partition}:{epoch}:{bucket}".encode()
+def served_key(project: str) -> bytes:
+    """The hash that holds the definitions that are served."""
+    return f"tiffin:{project}:served".encode()
+
+
+def seen_key(project: str, topic: str, log: int, partition: int, bucket: int, side: bool = False) -> bytes:
+    """The ids of the events of one bucket of event time; `log` is the hash of the topic's identity."""
+    return f"tiffin:{project}:{'side-' if side else ''}seen:{topic}:{log}:{partition}:{bucket}".encode()
+
+
+def presence_prefix(project: str) -> bytes:
+    """What the keys of every presence view begin with."""
+    return f"{{tiffin:{project}:presence:".encode()
 
 
 def presence_base(project: str, view: PresenceView) -> bytes:
     """What the keys of a presence view begin with; the braces keep them in one slot of a Redis Cluster."""
-    return f"{{tiffin:{project}:presence:{view.name}:{view.tiles_hash}}}".encode()
+    return presence_prefix(project) + f"{view.name}:{view.tiles_hash}}}".encode()
 
 
 def log_number(view: PresenceView, topic: str, partition: int) -> int:

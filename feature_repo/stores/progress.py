@@ -1,17 +1,21 @@
-"""How far a partition is folded into the online store: what a worker resumes from, and what freshness is judged by."""
+"""How far a view is folded from a partition: what a worker resumes from, and what freshness is judged by."""
 
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import mmh3
 
-_FORM = struct.Struct(">QQqqqQQ")
+from feature_repo.stores.layout import PARTITION_COUNT
+from feature_repo.views import StreamView
+
+_FORM = struct.Struct(">QQqqqQ")
 UNKNOWN = -(2**62)
 """As `newest`: no event was folded yet."""
 
 
 class Progress(NamedTuple):
-    """The progress of one partition. Times in ms since the epoch."""
+    """The progress of one view in one partition. Times in ms since the epoch."""
 
     epoch: int
     """Counts the times that the windows were folded anew; fields of an older epoch count as absent."""
@@ -25,8 +29,6 @@ class Progress(NamedTuple):
     """The newest event time of the partition: ids of much older events are forgotten."""
     log: int
     """Hash of the topic's identity: a topic made anew begins a new epoch."""
-    views: int
-    """Hash of what the topic's views keep: another definition begins a new epoch."""
 
     def pack(self) -> bytes:
         """The bytes in the store."""
@@ -48,3 +50,36 @@ class Progress(NamedTuple):
 def digest(text: str) -> int:
     """64 bits that stand for `text`."""
     return int(mmh3.hash64(text, signed=False)[0])
+
+
+class TopicProgress(NamedTuple):
+    """The progress of a topic: how many partitions it has, and how far each view (by `tiles_hash`) is in them."""
+
+    partitions: int
+    by_view: Mapping[str, Mapping[int, Progress]]
+
+    def of(self, view: StreamView) -> list[Progress | None]:
+        """The progress of each partition; an empty list where nothing is known of the topic."""
+        found = self.by_view.get(view.tiles_hash, {})
+        return [found.get(partition) for partition in range(self.partitions)]
+
+    def covers(self, view: StreamView, now: int, window_start: int) -> bool:
+        """Whether every partition is folded far enough for a window from `window_start` on, read at `now`."""
+        known = self.of(view)
+        return bool(known) and all(p is not None and p.covers(now, window_start, view.max_lag) for p in known)
+
+    def complete_until(self, view: StreamView) -> int | None:
+        """The instant up to which every partition is folded; None if one is not folded at all."""
+        known = self.of(view)
+        folded = [progress.complete_until for progress in known if progress is not None]
+        return min(folded) if known and len(folded) == len(known) else None
+
+
+def topic_progress(reply: Mapping[bytes, bytes]) -> TopicProgress:
+    """The progress in a topic's hash."""
+    by_view: dict[str, dict[int, Progress]] = {}
+    for name, data in reply.items():
+        partition, colon, tiles_hash = name.decode().partition(":")
+        if colon:
+            by_view.setdefault(tiles_hash, {})[int(partition)] = Progress.unpack(data)
+    return TopicProgress(int(reply.get(PARTITION_COUNT, 0)), by_view)

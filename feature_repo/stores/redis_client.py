@@ -23,17 +23,54 @@ else:
 STORE_DOWN = (ConnectionError, TimeoutError, BusyLoadingError)
 """What a call raises when the store cannot be reached, is too slow, or has not loaded its data yet."""
 
-__all__ = ["STORE_DOWN", "AsyncRedis", "AsyncScript", "Redis", "RedisError", "Script", "connect", "connect_async"]
+__all__ = [
+    "STORE_DOWN",
+    "AsyncRedis",
+    "AsyncScript",
+    "Redis",
+    "RedisError",
+    "Script",
+    "ServerRun",
+    "connect",
+    "connect_async",
+]
 
 
-def connect(settings: Settings, timeout_s: float = 5.0) -> Redis:
+class ServerRun:
+    """A stretch of calls that must not cross a restart of the server.
+
+    The client connects anew, in silence, where it finds its connection closed between two calls. A server that came
+    back may have lost its last second; what is written across that would rest on what is no longer there.
+    """
+
+    def __init__(self) -> None:
+        self._unbroken = False
+
+    @contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """Within it a new connection raises ConnectionError. There must have been a call before."""
+        self._unbroken = True
+        try:
+            yield
+        finally:
+            self._unbroken = False
+
+    def connected(self, connection: Any) -> None:
+        """Called by the client whenever it connects."""
+        if self._unbroken:
+            raise ConnectionError("the online store was restarted, or the connection to it lost, between two writes")
+        connection.on_connect()
+
+
+def connect(settings: Settings, timeout_s: float = 5.0, run: ServerRun | None = None) -> Redis:
     """A client of the online store (bytes in, bytes out), connecting at its first call.
 
     Without a ``REDIS_URL`` the embedded server is started if it does not run. Calls raise one of `STORE_DOWN` within
-    `timeout_s`; nothing is retried behind the caller's back.
+    `timeout_s`; nothing is retried behind the caller's back. With a `run` the client serves one thread alone.
     """
+    options = _options(timeout_s) | ({"redis_connect_func": run.connected} if run else {})
     with _readable_url():
-        return Redis.from_url(_url(settings), **_options(timeout_s))
+        return Redis.from_url(_url(settings), **options)
 
 
 def connect_async(settings: Settings, timeout_s: float = 1.0) -> AsyncRedis:

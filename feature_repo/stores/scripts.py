@@ -26,6 +26,15 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return {1}
 """
 
+REPLACE_HASH = """
+-- KEYS[1] a hash; ARGV: a field, its expected value ('' for no hash), then fields and values: all that it shall hold.
+-- Answers 1 if the field was as expected, else 0, changing nothing.
+if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+return 1
+"""
+
 NEWEST_WINS = """
 -- KEYS: entities; ARGV: the version field, the count of further fields, then for each entity its version (16 bytes,
 -- big-endian) and the fields with their values. A row replaces what is stored unless its version is lower.
@@ -89,7 +98,17 @@ for i = 6, #ARGV, 5 do
 end
 local newest = tonumber(redis.call('HGET', base .. ':n', ARGV[1]) or '-1e18')
 if tonumber(ARGV[4]) > newest then redis.call('HSET', base .. ':n', ARGV[1], ARGV[4]) end
-redis.call('HSET', base .. ':a', ARGV[1], ARGV[2] .. ARGV[3])
+local applied, before = ARGV[2] .. ARGV[3], redis.call('HGET', base .. ':a', ARGV[1])
+local further = not before
+if before then
+  local a1, a2, a3, a4 = struct.unpack('>I4I4I4I4', applied)
+  local b1, b2, b3, b4 = struct.unpack('>I4I4I4I4', before)
+  if a1 ~= b1 then further = a1 > b1
+  elseif a2 ~= b2 then further = a2 > b2
+  elseif a3 ~= b3 then further = a3 > b3
+  else further = a4 > b4 end
+end
+if further then redis.call('HSET', base .. ':a', ARGV[1], applied) end
 local oldest = string.format('(%.0f', math.max(newest, tonumber(ARGV[4])) - tonumber(ARGV[5]))
 for set in pairs(touched) do
   local gone = redis.call('ZRANGEBYSCORE', set, '-inf', oldest, 'LIMIT', 0, 1000)

@@ -1,34 +1,56 @@
-"""How far each topic's features are behind, read off the progress in the online store."""
+"""How far the stream features are behind, read off the progress in the online store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from feature_repo.stores import layout
-from feature_repo.stores.reading import topic_progress
+from feature_repo.stores.progress import TopicProgress, topic_progress
 from feature_repo.stores.redis_client import AsyncRedis
+from feature_repo.stores.served import Served, served_from
 from feature_repo.views import StreamView
 
 
-class TopicLag(NamedTuple):
-    """A topic's lag. `seconds` is None while a partition was never folded; `not_folded` names the views of it that no
-    worker folds as they are defined here.
-    """
+class ViewLag(NamedTuple):
+    """How a view that is served is folded."""
 
-    topic: str
+    view: str
     seconds: float | None
-    not_folded: tuple[str, ...]
+    """How far it is behind; None while a partition of its topics was never folded."""
+    covered: bool
+    """Whether all that its windows reach is folded, as far as it goes: not so for a while after a new epoch."""
+    epochs: Mapping[tuple[str, int], int]
+    """By (topic, partition): the instant (ms) when it was begun to be folded anew."""
 
 
-async def stream_lags(client: AsyncRedis, project: str, views: Sequence[StreamView], now: int) -> list[TopicLag]:
-    """The lag of each topic of `views` at `now` (ms). Raises one of `redis_client.STORE_DOWN`."""
-    topics = sorted({topic for view in views for topic in view.topics})
+class StreamLag(NamedTuple):
+    """How the views that are served are folded, and the names of those that are not served as they are defined."""
+
+    views: list[ViewLag]
+    outdated: list[str]
+
+
+async def stream_lag(client: AsyncRedis, project: str, defined: Sequence[StreamView], now: int) -> StreamLag:
+    """The lag of the `defined` views, as they are served, at `now` (ms). Raises one of `redis_client.STORE_DOWN`."""
+    topics = sorted({topic for view in defined for topic in view.topics})
     pipe: Any = client.pipeline(transaction=False)
+    pipe.hgetall(layout.served_key(project))
     for topic in topics:
         pipe.hgetall(layout.progress_key(project, topic))
-    lags = []
-    for topic, reply in zip(topics, await pipe.execute(), strict=True):
-        progress = topic_progress(reply)
-        until = progress.complete_until
-        missing = [view.name for view in views if topic in view.topics and not progress.folded_everywhere(view)]
-        lags.append(TopicLag(topic, None if until is None else max(0, now - until) / 1000, tuple(missing)))
-    return lags
+    kept, *replies = await pipe.execute()
+    served: Served = served_from(kept)
+    progress = dict(zip(topics, map(topic_progress, replies), strict=True))
+    views = [served.views[view.name] for view in defined if view.name in served.views]
+    lags = [_lag(view, progress, now) for view in views if progress.keys() >= set(view.topics)]
+    return StreamLag(lags, served.outdated(defined))
+
+
+def _lag(view: StreamView, progress: Mapping[str, TopicProgress], now: int) -> ViewLag:
+    known = {(topic, p): found for topic in view.topics for p, found in enumerate(progress[topic].of(view))}
+    folded = [found for found in known.values() if found is not None]
+    whole = bool(folded) and len(folded) == len(known)
+    return ViewLag(
+        view.name,
+        max(0, now - min(found.complete_until for found in folded)) / 1000 if whole else None,
+        whole and all(found.covered_from <= now - view.reach for found in folded),
+        {place: found.epoch for place, found in known.items() if found is not None},
+    )

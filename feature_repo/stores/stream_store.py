@@ -1,4 +1,5 @@
-"""The writing side of the online store's streams: fenced tile fields, progress by compare-and-set, seen ids, presence.
+"""The writing side of the online store's streams: fenced tile fields, progress by compare-and-set, seen ids, presence,
+and which definitions are served.
 
 Used by the worker alone. Holds no state: what a field is, is what the store says.
 """
@@ -8,15 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from feature_repo.settings import Settings
 from feature_repo.stores import layout, scripts
 from feature_repo.stores.progress import Progress
-from feature_repo.stores.redis_client import Redis
-from feature_repo.views import PresenceView
+from feature_repo.stores.redis_client import Redis, ServerRun, connect
+from feature_repo.stores.served import Served, Switch, served_from, served_hash
+from feature_repo.views import PresenceView, StreamView
 
 _SEEN = struct.Struct(">QQ")
 _REGISTER = struct.Struct(">QIQQ")
 _BIAS = 2**63
-_SEEN_EXPIRES_S = 7 * 86_400  # for what nobody is left to forget: buckets of epochs gone by
 _PRESENCE_CHUNK = 500  # events a script call: Redis answers nobody else meanwhile
 _SCAN_CHUNK = 1000
 
@@ -40,45 +42,84 @@ class PresenceEvent(NamedTuple):
     group: str
 
 
-class StreamStore:
-    """The stream side of one project's online store. Every method raises one of `redis_client.STORE_DOWN`."""
+class Swap(NamedTuple):
+    """A view's progress to store, if `expected` (None: nothing) is what is stored."""
 
-    def __init__(self, client: Redis, project: str) -> None:
-        self._client, self._project = client, project
+    tiles_hash: str
+    expected: Progress | None
+    new: Progress
+
+
+class SeenPlace(NamedTuple):
+    """Of which log's partition ids are kept. Those kept at the `side` are no worker's of the group to forget."""
+
+    topic: str
+    log: int
+    partition: int
+    side: bool
+
+
+class StreamStore:
+    """The stream side of one project's online store. Every method raises one of `redis_client.STORE_DOWN`.
+
+    `run` is that of `client`: within it all that is written goes to one run of the server, or raises.
+    """
+
+    def __init__(self, client: Redis, project: str, run: ServerRun | None = None) -> None:
+        self._client, self.project = client, project
+        self.run = run or ServerRun()
         self._fenced_write = client.register_script(scripts.FENCED_WRITE)
         self._swap_field = client.register_script(scripts.SWAP_FIELD)
+        self._replace_hash = client.register_script(scripts.REPLACE_HASH)
         self._presence_apply = client.register_script(scripts.PRESENCE_APPLY)
         self._presence_purge = client.register_script(scripts.PRESENCE_PURGE)
 
-    def progress(self, topic: str, partition: int) -> Progress | None:
-        """A partition's progress as stored."""
-        data: Any = self._client.hget(layout.progress_key(self._project, topic), str(partition))  # type: ignore[arg-type]
+    def served(self) -> Served:
+        """The definitions that are served."""
+        reply: Any = self._client.hgetall(str(layout.served_key(self.project), "utf-8"))
+        return served_from(reply)
+
+    def served_digest(self) -> bytes:
+        """What changes with them; b"" if there are none."""
+        digest: Any = self._client.hget(layout.served_key(self.project), layout.SERVED_DIGEST)  # type: ignore[arg-type]
+        return digest or b""
+
+    def serve(self, views: Iterable[StreamView], switches: Mapping[str, Switch], expected: bytes = b"") -> bool:
+        """Serve `views` and nothing else from now on; False if what is served by now has not the digest `expected`."""
+        said = served_hash(views, switches)
+        flat = [word for pair in said.items() for word in pair]
+        args: list[Any] = [layout.SERVED_DIGEST, expected, *flat]
+        return bool(self._replace_hash(keys=[layout.served_key(self.project)], args=args))
+
+    def progress(self, topic: str, partition: int, tiles_hash: str) -> Progress | None:
+        """A view's progress in a partition, as stored."""
+        place = layout.progress_field(tiles_hash, partition)
+        data: Any = self._client.hget(layout.progress_key(self.project, topic), place)  # type: ignore[arg-type]
         return None if data is None else Progress.unpack(data)
 
-    def swap_progress(self, topic: str, partition: int, expected: Progress | None, new: Progress) -> Progress | None:
-        """Store `new` if `expected` is what is stored. Returns None if it was, else what is stored instead."""
-        answer: Any = self._swap_field(
-            keys=[layout.progress_key(self._project, topic)],
-            args=[str(partition), expected.pack() if expected else b"", new.pack()],
-        )
-        if answer[0]:
-            return None
-        return Progress.unpack(answer[1]) if answer[1] else _NOTHING
+    def swap_progress(self, topic: str, partition: int, swaps: Sequence[Swap]) -> list[Progress | None]:
+        """Store each new progress if its expected one is what is stored: of each None if it was, else what is."""
+        pipe = self._client.pipeline(transaction=False)
+        key = layout.progress_key(self.project, topic)
+        for swap in swaps:
+            expected = swap.expected.pack() if swap.expected else b""
+            args = [layout.progress_field(swap.tiles_hash, partition), expected, swap.new.pack()]
+            self._swap_field(keys=[key], args=args, client=pipe)
+        answers = pipe.execute()
+        return [None if done else Progress.unpack(stored[0]) if stored[0] else _NOTHING for done, *stored in answers]
 
-    def describe_topic(self, topic: str, partitions: int, views: int, hashes: Sequence[str]) -> None:
-        """Say how many partitions must be fresh before a feature of the topic is, and what a progress' `views` means.
-
-        `hashes` are the `tiles_hash`es of the views that are folded under it.
-        """
-        said: Any = {layout.PARTITION_COUNT: str(partitions), layout.views_field(views): " ".join(hashes)}
-        self._client.hset(str(layout.progress_key(self._project, topic), "utf-8"), mapping=said)
+    def describe_topic(self, topic: str, partitions: int) -> None:
+        """Say how many partitions must be fresh before a feature of the topic is."""
+        name: Any = layout.PARTITION_COUNT
+        self._client.hset(str(layout.progress_key(self.project, topic), "utf-8"), name, str(partitions))
 
     def read_fields(
-        self, topic: str, partition: int, wanted: Sequence[tuple[bytes, bytes]]
+        self, topic: str, partition: int, tiles_hash: str, wanted: Sequence[tuple[bytes, bytes]]
     ) -> tuple[Progress | None, list[bytes | None]]:
-        """A partition's progress, then the bytes of (key, field) pairs, in their order; of one run of the server."""
+        """A view's progress in a partition, then the bytes of (key, field) pairs, in their order; of one server run."""
         pipe = self._client.pipeline(transaction=False)
-        pipe.hget(layout.progress_key(self._project, topic), str(partition))  # type: ignore[arg-type]
+        place = layout.progress_field(tiles_hash, partition)
+        pipe.hget(layout.progress_key(self.project, topic), place)  # type: ignore[arg-type]
         for key, field in wanted:
             pipe.hget(key, field)  # type: ignore[arg-type]  # redis-py types names as text
         progress, *fields = pipe.execute()
@@ -91,35 +132,38 @@ class StreamStore:
             self._fenced_write(keys=[write.key], args=[write.field, write.expected, write.value], client=pipe)
         return [bool(answer[0]) for answer in pipe.execute()]
 
-    def note_seen(self, topic: str, partition: int, epoch: int, seen: Mapping[int, Sequence[tuple[int, int]]]) -> None:
+    def note_seen(self, place: SeenPlace, seen: Mapping[int, Sequence[tuple[int, int]]], expires_s: int) -> None:
         """Append (id hash, offset) pairs to their buckets. Facts about the log: repeating them changes nothing."""
         pipe = self._client.pipeline(transaction=False)
         for bucket, pairs in seen.items():
-            key = layout.seen_key(self._project, topic, partition, epoch, bucket)
+            key = self._seen_key(place, bucket)
             pipe.append(key, b"".join(_SEEN.pack(*pair) for pair in pairs))
-            pipe.expire(key, _SEEN_EXPIRES_S)
+            pipe.expire(key, expires_s)
         pipe.execute()
 
-    def forget_seen(self, topic: str, partition: int, epoch: int, buckets: Sequence[int]) -> None:
+    def forget_seen(self, place: SeenPlace, buckets: Sequence[int]) -> None:
         """Drop whole buckets."""
         if buckets:
-            self._client.unlink(*(layout.seen_key(self._project, topic, partition, epoch, b) for b in buckets))
+            self._client.unlink(*(self._seen_key(place, bucket) for bucket in buckets))
 
-    def seen(self, topic: str, partition: int, epoch: int, buckets: Iterable[int]) -> dict[int, list[tuple[int, int]]]:
-        """The (id hash, offset) pairs of each of the buckets."""
-        wanted = list(buckets)
+    def seen(self, place: SeenPlace, buckets: Iterable[int]) -> list[tuple[int, list[tuple[int, int]]]]:
+        """Of each of the buckets, the (id hash, offset) pairs kept there, and of those kept at the side too."""
+        wanted = [(bucket, side) for bucket in buckets for side in (False, True)]
         pipe = self._client.pipeline(transaction=False)
-        for bucket in wanted:
-            pipe.get(layout.seen_key(self._project, topic, partition, epoch, bucket))
+        for bucket, side in wanted:
+            pipe.get(self._seen_key(place._replace(side=side), bucket))
         found = zip(wanted, pipe.execute(), strict=True)
-        return {bucket: [(pair[0], pair[1]) for pair in _SEEN.iter_unpack(data)] for bucket, data in found if data}
+        return [(bucket, list(_SEEN.iter_unpack(data))) for (bucket, _), data in found if data]
+
+    def _seen_key(self, place: SeenPlace, bucket: int) -> bytes:
+        return layout.seen_key(self.project, place.topic, place.log, place.partition, bucket, place.side)
 
     def apply_presence(
         self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
     ) -> None:
         """Move members to where their latest events put them; in any order, any number of times."""
         number = layout.log_number(view, topic, partition)
-        base = layout.presence_base(self._project, view)
+        base = layout.presence_base(self.project, view)
         iterator = iter(events)
         while chunk := list(islice(iterator, _PRESENCE_CHUNK)):
             newest, last = max(e.time for e in chunk), max(e.offset for e in chunk)
@@ -133,7 +177,7 @@ class StreamStore:
     def purge_presence(self, view: PresenceView, topic: str, partition: int, epoch: int) -> None:
         """Forget the members whose state comes from this partition's log of an earlier epoch, and its newest time."""
         number = layout.log_number(view, topic, partition)
-        base = layout.presence_base(self._project, view)
+        base = layout.presence_base(self.project, view)
         members = (name for name, _ in self._client.hscan_iter(base + b":m", count=_SCAN_CHUNK))  # type: ignore[arg-type]
         head: list[Any] = [number, epoch.to_bytes(8, "big")]
         self._presence_purge(keys=[base], args=head)
@@ -141,5 +185,11 @@ class StreamStore:
             self._presence_purge(keys=[base], args=[*head, *chunk])
 
 
-_NOTHING = Progress(0, 0, 0, 0, 0, 0, 0)
+def open_stream_store(settings: Settings, project: str) -> StreamStore:
+    """The store that the settings name, with a client of its own. Connects at the first call."""
+    run = ServerRun()
+    return StreamStore(connect(settings, run=run), project, run)
+
+
+_NOTHING = Progress(0, 0, 0, 0, 0, 0)
 """What `swap_progress` returns where a progress was expected and none is stored: of an epoch older than any."""
