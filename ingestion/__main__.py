@@ -103,6 +103,46 @@ def worker() -> None:
 
 
 @commands.command()
+def backfill(
+    views: Annotated[list[str] | None, typer.Argument(help="Stream views; all that changed by default")] = None,
+) -> None:
+    """Serve stream views as they are defined by now: fold them up to the present, then change over at once.
+
+    Until then, and if it is stopped, everything is served as before. Views that are no longer defined are dropped.
+    """
+    from feature_repo.clock import clock_of
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.progress_bar import bar
+    from feature_repo.settings import settings
+    from feature_repo.stores.redis_client import connect
+    from feature_repo.stores.stream_store import open_stream_store
+    from feature_repo.views import stream_views
+    from ingestion import backfill as work
+    from ingestion.archived import ArchivedLog
+    from ingestion.log import open_log
+
+    stop = stopping()
+    feast = open_store(settings())
+    store, clock = open_stream_store(settings(), feast.project), clock_of(settings())
+    before = store.served()
+    change = work.plan_change(before, stream_views(feast.list_stream_feature_views()), views or ())
+    if not change.changed and not change.gone:
+        typer.echo("everything is served as it is defined")
+        return
+    with bar("folding") as advance:
+        done = work.backfill(
+            open_log(settings()), store, ArchivedLog(settings()), clock, change, stop, lambda share: advance(share, 1.0)
+        )
+        if not done:
+            raise typer.Exit(130)
+    typer.echo(f"served from now on as defined: {', '.join(change.changed) or 'nothing new'}")
+    removed = work.sweep(connect(settings()), store, change, before)
+    if change.gone:
+        typer.echo(f"served no longer: {', '.join(change.gone)}")
+    typer.echo(f"removed {removed} fields and keys of what they replaced")
+
+
+@commands.command()
 def archive(
     every: Annotated[float, typer.Option(min=1, help="Publish a file at the latest after so many seconds")] = 300.0,
 ) -> None:

@@ -302,9 +302,13 @@ class Lab:
 
 def drain(worker: Worker, max_records: int = 5000) -> None:
     """Fold everything that is in the log, and write progress."""
-    while worker.step(timeout_ms=0, max_records=max_records):
+    while worker.step(timeout_ms=0, max_records=max_records) or _reads_archive(worker):
         pass
     worker.write_progress()
+
+
+def _reads_archive(worker: Worker) -> bool:
+    return any(held.archived is not None for held in worker.held().values())
 
 
 def offline(repo: Repo, rows: Any, features: Sequence[str], full: bool = False) -> pd.DataFrame:

@@ -398,6 +398,64 @@ def test_where_the_log_has_dropped_events_a_new_epoch_covers_nothing_before_itse
     assert lab.read("by_restaurant", 7)[0]["r_orders_7m"].status == Status.PRESENT, "nothing dropped is reached now"
 
 
+def test_what_the_log_has_dropped_is_folded_out_of_the_archive(lab: Lab) -> None:
+    """Bad records at the edges of files, a repeat across log and archive, and files of one event each."""
+    lab.repo.forget_files()
+    for i in range(8):
+        lab.clock.now = START + i * MINUTE
+        lab.publish(
+            Message(b"7", b"{no json"), order(f"e{i}", lab.clock.now), order(f"e{i // 2}", START + i // 2 * MINUTE)
+        )
+        if i < 6:
+            lab.archive()
+    trimmed = TopicPartition(ORDERS, partition_of(b"7", lab.partitions))
+    _drop_before(lab, trimmed, START + 5 * MINUTE)
+    worker = lab.worker()
+    worker.step(timeout_ms=0)
+    assert lab.read("by_restaurant", 7)[0]["r_orders_7m"].status == Status.OUTSIDE_MAX_AGE, "it is under way"
+    drain(worker)
+    assert row_of(lab) == (8, Status.PRESENT)
+    assert stored(lab).covered_from <= START
+    lab.publish(order("e0", START), order("e7", lab.clock.now), order("f", lab.clock.now))
+    drain(lab.worker())
+    assert row_of(lab) == (9, Status.PRESENT)
+
+
+def test_a_refold_out_of_the_archive_that_was_cut_off_goes_on_there(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.repo.forget_files()
+    monkeypatch.setattr("ingestion.archived.CHUNK", 2)
+    lab.publish(*(order(f"e{i}", START) for i in range(9)))
+    lab.archive()
+    lab.clock.now += MINUTE
+    lab.publish(order("f", lab.clock.now))
+    _drop_before(lab, TopicPartition(ORDERS, partition_of(b"7", lab.partitions)), lab.clock.now)
+    cut = lab.worker()
+    for _ in range(3):
+        cut.step(timeout_ms=0)
+    before = stored(lab)
+    worker = lab.worker()
+    drain(worker)
+    assert stored(lab).epoch == before.epoch
+    assert row_of(lab) == (10, Status.PRESENT)
+
+
+def test_a_gap_between_archive_and_log_is_not_covered_up(lab: Lab) -> None:
+    lab.repo.forget_files()
+    lab.publish(order("archived", START))
+    lab.archive()
+    lab.publish(order("lost", START))
+    lab.clock.now += MINUTE
+    lab.publish(order("there", lab.clock.now))
+    _drop_before(lab, TopicPartition(ORDERS, partition_of(b"7", lab.partitions)), lab.clock.now)
+    drain(lab.worker())
+    assert row_of(lab) == (None, Status.OUTSIDE_MAX_AGE)
+
+
+def row_of(lab: Lab) -> tuple[object, Status]:
+    feature = lab.read("by_restaurant", 7)[0]["r_orders_7m"]
+    return feature.value, feature.status
+
+
 def _drop_before(lab: Lab, where: TopicPartition, instant: int) -> None:
     """Trim a partition as the log itself does: it remembers the last offset that is gone."""
     stream = f"log:{where.topic}:{where.partition}"
