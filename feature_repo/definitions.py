@@ -2,7 +2,7 @@
 
 To add a window, add one ``Aggregation`` line to a ``stream_windows`` call below; to add a stream view, add one such
 call. The worker, the reader and the training sets name no feature, window or TTL: they go by what ``feast apply`` puts
-into the registry from this file.
+into the registry from this file; what changes in a stream view is served once ``tiffin backfill`` has folded it.
 
 Paths are relative to the repository folder that ``feast apply`` runs in. Times are UTC.
 """

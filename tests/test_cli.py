@@ -258,6 +258,43 @@ def test_a_worker_that_is_told_to_stop_stores_its_progress_and_leaves_no_server(
         embedded.stop(again)
 
 
+ORDERS_30M = '        Aggregation(column="order_id", function="count", time_window=30 * MINUTE, name="orders_30m"),\n'
+
+
+def test_one_line_more_is_applied_backfilled_and_served_while_the_worker_goes_on(repo: Path) -> None:
+    def backfill() -> subprocess.CompletedProcess[str]:
+        return tiffin("--repo", repo, "backfill", REDIS_URL=url)
+
+    url = f"unix://{embedded.socket_path(repo / 'data')}"
+    with process(repo, "worker", TIFFIN_PARTITIONS="1") as child:
+        wait_for(
+            lambda: embedded.answers(embedded.socket_path(repo / "data")) or child.poll() is not None, "the server"
+        )
+        client = connect(embedded_settings(repo))
+        store = StreamStore(client, PROJECT)
+        wait_for(lambda: bool(store.served_digest()) or child.poll() is not None, "the worker to have begun")
+        server = server_pid(repo)
+        assert (done := backfill()).stdout == "everything is served as it is defined\n", done.stderr
+        definitions = repo / "definitions.py"
+        assert ORDERS_30M in definitions.read_text()
+        definitions.write_text(definitions.read_text().replace(ORDERS_30M, ORDERS_30M + ORDERS_30M.replace("30", "60")))
+        tiffin("--repo", repo, "apply")
+        assert "orders_60m" not in store.served().views["restaurant_recent_orders"].features
+        done = backfill()
+        assert "served from now on as defined: restaurant_recent_orders\n" in done.stdout, done.stderr
+        view = store.served().views["restaurant_recent_orders"]
+        assert "orders_60m" in view.features
+
+        def offset() -> int:
+            found = store.progress("order_placed", 0, view.tiles_hash)
+            return found.complete_until if found else 0
+
+        taken_over = offset()
+        wait_for(lambda: offset() > taken_over or child.poll() is not None, "the worker to fold what is served now")
+        client.close()
+        assert ended(child, server, repo) == CLEAN
+
+
 def test_a_server_that_is_told_to_stop_ends_cleanly_and_leaves_no_server(repo: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"

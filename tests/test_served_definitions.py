@@ -39,6 +39,13 @@ def test_a_view_that_is_not_served_is_never_a_known_zero(redis_client: Redis, ma
     assert [f.status for f in asked(redis_client, view)] == [known], "what is folded, and empty, is known"
 
 
+def test_a_view_that_is_served_and_was_never_folded_is_outside(redis_client: Redis) -> None:
+    store = StreamStore(redis_client, PROJECT)
+    store.serve([window(), PRESENCE], {})
+    for view in (window(), PRESENCE):
+        assert [f.status for f in asked(redis_client, view)] == [Status.OUTSIDE_MAX_AGE]
+
+
 def test_a_view_that_is_defined_otherwise_by_now_is_read_as_it_is_served(redis_client: Redis) -> None:
     store, view = StreamStore(redis_client, PROJECT), window()
     folded(store, view)

@@ -38,7 +38,7 @@ def entity_tiles(view: WindowView, progress: TopicProgress, reply: Sequence[byte
     None if they cannot be trusted: a field is of a newer epoch than the progress read, or damaged.
     """
     found: list[Tiles] = []
-    for partition, (data, known) in enumerate(zip(reply, progress.of(view), strict=True)):
+    for partition, (data, known) in enumerate(zip(reply, progress.of(view), strict=False)):
         if data is None or known is None:
             continue
         try:
