@@ -10,11 +10,6 @@ from serving.problems import Problem
 MAX_ROWS = 10_000
 MAX_FEATURES = 1_000
 _SHOWN = 200  # characters of a refused value that are shown
-_TOO_LARGE = (
-    "nothing was taken, send less (materializing to a remote store, set `materialization: "
-    "{online_write_batch_size: 5000}` in feature_store.yaml)"
-)
-
 Columns = Mapping[str, Sequence[msgspec.Raw]]
 """Columns of equal length, each value as it was written."""
 
@@ -86,7 +81,7 @@ def columns(place: str, given: Mapping[str, msgspec.Raw]) -> dict[str, list[msgs
         if len(values) != rows:
             raise refused(f"{place}.{name}", f"{len(values)} rows", f"{place}.{first} has {rows}")
     if rows > MAX_ROWS:
-        raise Problem(413, "Too many rows", f"{rows} rows, at most {MAX_ROWS} at once: {_TOO_LARGE}")
+        raise Problem(413, "Too many rows", f"{rows} rows, at most {MAX_ROWS} at once: nothing was read or stored")
     return found
 
 

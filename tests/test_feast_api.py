@@ -40,7 +40,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-@pytest.mark.parametrize("bad", [None, "abc", "1", 1.5, True, 2**70, -(2**63) - 1, 10**400, [1], {"a": 1}])
+@pytest.mark.parametrize(
+    "bad", [None, "abc", "01", "1.0", "٣", "", 1.5, True, 2**70, -(2**63) - 1, 10**400, [1], {"a": 1}]
+)
 def test_an_id_that_is_none_fails_its_own_row_only_and_is_shown_as_it_came(shared: Stack, bad: object) -> None:
     body = b'{"entities": {"restaurant_id": [1, %s, 3]}, "features": ["%s", "%s"]}'
     answer = shared.post(READ, body % (json.dumps(bad).encode(), CUISINE.encode(), ORDERS.encode()))

@@ -92,6 +92,12 @@ def test_feasts_client_reads_a_feature_service_with_full_names(reader: FeatureSt
     assert short == {name.rpartition("__")[2]: column for name, column in found.items()}
 
 
+def test_an_id_may_be_a_text_as_feasts_command_line_sends_it(reader: FeatureStore) -> None:
+    found = read_by(reader, [ORDERS], rows("3", 3, "-3", str(2**63)))
+    assert [value for value, _ in found["restaurant_id"]] == [3, 3, -3, str(2**63)]
+    assert [value for value, _ in found["orders_10m"]] == [2, 2, 0, None]
+
+
 def test_versions_of_the_views_come_where_they_are_asked_for(reader: FeatureStore) -> None:
     asked: tuple[list[str], list[dict[str, Any]]] = ([CUISINE, ORDERS], rows(1, None))
     found = reader.get_online_features(*asked, include_feature_view_version_metadata=True)

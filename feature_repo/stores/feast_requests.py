@@ -1,5 +1,6 @@
 """Requests of Feast's reads: resolved by Feast, compiled once, and answered in Feast's form."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -18,6 +19,8 @@ from feature_repo.views import compile_view
 EntityRows = list[dict[str, Any]] | Mapping[str, Sequence[Any] | Sequence[Value] | RepeatedValue]
 PLANS_KEPT = 100
 _STATUSES = {status: FieldStatus.Value(status.name) for status in Status}
+_WHOLE = (ValueType.INT64, ValueType.INT32)
+_WHOLE_NUMBER = re.compile("0|-?[1-9][0-9]{0,18}")
 _SHOWN = 200  # characters of an id that is none
 
 
@@ -61,12 +64,14 @@ class RequestPlans:
         return request
 
 
-def columnar(rows: EntityRows, needed: Sequence[str]) -> dict[str, list[object]]:
-    """Entity rows as Feast takes them (a list of rows, or columns of values or messages), by column.
+def columnar(rows: EntityRows, request: Request) -> dict[str, list[object]]:
+    """Entity rows as Feast takes them (a list of rows, or columns of values or messages), by the columns needed.
 
-    Raises ValueError, naming the join key, if one is missing or the columns differ in length.
+    The text of a whole number is that number where an id is one: Feast's command line knows only texts. Raises
+    ValueError, naming the join key, if one is missing or the columns differ in length.
     """
     columns: Mapping[str, Any]
+    needed = request.columns
     if isinstance(rows, Mapping):
         columns = {name: list(c.val) if isinstance(c, RepeatedValue) else list(c) for name, c in rows.items()}
     else:
@@ -77,7 +82,7 @@ def columnar(rows: EntityRows, needed: Sequence[str]) -> dict[str, list[object]]
     lengths = {len(columns[name]) for name in needed}
     if len(lengths) != 1:
         raise ValueError(f"entity columns {', '.join(needed)} differ in length: rows cannot be told apart")
-    return {name: [from_proto(v) if isinstance(v, Value) else v for v in columns[name]] for name in needed}
+    return {name: [_id_of(request.kinds[name], value) for value in columns[name]] for name in needed}
 
 
 def response(
@@ -128,8 +133,15 @@ def _compiled(context: Any, project: str, full: bool) -> Request | None:
     return Request(context, ReadPlan(project, wanted), columns, kinds, names, list(versions.items()))
 
 
+def _id_of(kind: ValueType, value: Any) -> object:
+    found = from_proto(value) if isinstance(value, Value) else value
+    if isinstance(found, str) and kind in _WHOLE and _WHOLE_NUMBER.fullmatch(found):
+        return int(found)
+    return found
+
+
 def _id_value(kind: ValueType, value: object) -> Value:
-    """An id as it came: one of the wrong type (a 1.5, a "7") is shown as such, not as the id that it resembles."""
+    """An id as it came: one of the wrong type (a 1.5, a "07") is shown as such, not as the id that it resembles."""
     if value is None:
         return Value()
     try:

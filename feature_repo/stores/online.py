@@ -139,7 +139,7 @@ class TiffinOnlineStore(OnlineStore):
                 full_feature_names,
                 include_feature_view_version_metadata,
             )
-        rows = columnar(entity_rows, request.columns)
+        rows = columnar(entity_rows, request)
         answer = read(self.client(config), request.plan, rows, self._now(config), PROTO)
         return response(request, rows, answer, include_feature_view_version_metadata)
 
@@ -165,7 +165,7 @@ class TiffinOnlineStore(OnlineStore):
                 full_feature_names,
                 include_feature_view_version_metadata,
             )
-        rows = columnar(entity_rows, request.columns)
+        rows = columnar(entity_rows, request)
         answer = await read_async(self._connected(config), request.plan, rows, self._now(config), PROTO)
         return response(request, rows, answer, include_feature_view_version_metadata)
 
