@@ -1,8 +1,9 @@
 """The HTTP server, put together: everything is made here, from the settings, and connects when the server starts."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -10,13 +11,15 @@ from feast import FeatureStore
 
 from feature_repo.clock import clock_of
 from feature_repo.settings import Settings
+from feature_repo.stores.online import TiffinOnlineStore
 from feature_repo.stores.redis_client import connect_async
 from feature_repo.views import BatchView, StreamView, views_of_service
 from ingestion.log import open_log
 from models.registry import Registry, Watcher
 from serving import problems
 from serving.eta_api import eta_router
-from serving.events_api import events_router
+from serving.events_api import EventIntake, events_router
+from serving.feast_api import feast_router, refresh_registry
 from serving.health import health_router
 from serving.metrics import REGISTRY, REQUESTS, SECONDS, LagCollector
 from serving.modes import Mode
@@ -41,13 +44,20 @@ def create_app(settings: Settings) -> FastAPI:
     registry = Registry(settings.data / "models")
     watchers = {mode: Watcher(registry, name) for mode, name in MODELS.items()}
     predictor = Predictor(FeatureReader(client, store.project, views, ENTITY, clock), watchers, clock)
+    intake = EventIntake(log, clock, drill=settings.clock_start is not None)
+    online = TiffinOnlineStore(settings, clock)
     lags = LagCollector()
     REGISTRY.register(lags)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        refreshing = asyncio.create_task(refresh_registry(store))
         yield
+        refreshing.cancel()
+        with suppress(asyncio.CancelledError):
+            await refreshing
         log.close()
+        await online.close()
         await client.aclose()
         REGISTRY.unregister(lags)
 
@@ -55,7 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     app.middleware("http")(_measured)
     app.include_router(eta_router(predictor))
-    app.include_router(events_router(log, clock, drill=settings.clock_start is not None))
+    app.include_router(events_router(intake))
+    app.include_router(feast_router(store, online, intake))
     app.include_router(health_router(client, store.project, streams, predictor, lags, clock))
 
     return app

@@ -1,6 +1,7 @@
 """``POST /v1/events/{topic}``: events into the log, each accepted or refused with field and reason."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -18,24 +19,59 @@ from serving.schemas import EventOutcome, EventsTaken
 MAX_EVENTS = 10_000
 _SHOWN = 200
 _MANY = msgspec.json.Decoder(list[msgspec.Raw])
+EVENT_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    404: {"model": ProblemDetails, "description": "No such topic"},
+    413: {"model": ProblemDetails, "description": "Too many events or bytes at once"},
+    422: {"model": ProblemDetails, "description": "Some events were refused; the others are in the log"},
+    503: {"model": ProblemDetails, "description": "The log cannot be reached: send again"},
+}
+"""What a route that takes events answers else, for its documentation."""
 
 
-def events_router(log: EventLog, clock: Clock, drill: bool = False) -> APIRouter:
-    """The route, publishing to `log`. Good events are taken even where bad ones stand beside them.
+class EventIntake:
+    """Publishes events to `log`. Good events are taken even where bad ones stand beside them.
 
     In a `drill` records are stamped by `clock`: by the log's own, its readers would take them for another time's.
     """
+
+    def __init__(self, log: EventLog, clock: Clock, drill: bool = False) -> None:
+        self._log, self._clock, self._drill = log, clock, drill
+
+    async def take(self, topic: str, split: Callable[[], Sequence[bytes]]) -> JSONResponse:
+        """Take the events that `split` gives; it is called, like the log, in a thread.
+
+        Raises Problem for a topic that there is not, too many events, a log that is down, and what `split` raises.
+        """
+        if topic not in EVENT_TYPES:
+            known = ", ".join(EVENT_TYPES)
+            raise Problem(404, "Unknown topic", f"topic {topic!r} is not one of {known}: nothing reads it")
+        return await run_in_threadpool(self._take, topic, split)
+
+    def _take(self, topic: str, split: Callable[[], Sequence[bytes]]) -> JSONResponse:
+        events, now = split(), self._clock()
+        if len(events) > MAX_EVENTS:
+            detail = f"{len(events)} events, at most {MAX_EVENTS} at once: nothing was taken"
+            raise Problem(413, "Too many events", detail)
+        outcomes, messages = _sorted_out(topic, events, now)
+        try:
+            places = self._log.publish(topic, messages, now if self._drill else None) if messages else []
+        except LogUnavailable as error:
+            detail = f"{error}. Send all of it again: what is in the log already counts once"
+            raise Problem(503, "Event log unavailable", detail) from None
+        accepted = [outcome for outcome in outcomes if outcome.status == "accepted"]
+        for outcome, place in zip(accepted, places, strict=True):
+            outcome.partition = place.partition
+        return _answer(topic, outcomes, len(accepted))
+
+
+def events_router(intake: EventIntake) -> APIRouter:
+    """The route, for events as they are."""
     router = APIRouter(tags=["events"])
 
     @router.post(
         "/v1/events/{topic}",
         response_model=EventsTaken,
-        responses={
-            404: {"model": ProblemDetails, "description": "No such topic"},
-            413: {"model": ProblemDetails, "description": "Too many events or bytes at once"},
-            422: {"model": ProblemDetails, "description": "Some events were refused; the others are in the log"},
-            503: {"model": ProblemDetails, "description": "The log cannot be reached: send again"},
-        },
+        responses=EVENT_PROBLEMS,
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -48,22 +84,8 @@ def events_router(log: EventLog, clock: Clock, drill: bool = False) -> APIRouter
 
         Sending an event again changes nothing: it counts once, by its `event_id`.
         """
-        if topic not in EVENT_TYPES:
-            raise Problem(
-                404, "Unknown topic", f"topic {topic!r} is not one of {', '.join(EVENT_TYPES)}: nothing reads it"
-            )
-        now = clock()
-        outcomes, messages = _sorted_out(topic, _split(await read_body(request)), now)
-        stamp = now if drill else None
-        try:
-            places = await run_in_threadpool(log.publish, topic, messages, stamp) if messages else []
-        except LogUnavailable as error:
-            detail = f"{error}. Send all of it again: what is in the log already counts once"
-            raise Problem(503, "Event log unavailable", detail) from None
-        accepted = [outcome for outcome in outcomes if outcome.status == "accepted"]
-        for outcome, place in zip(accepted, places, strict=True):
-            outcome.partition = place.partition
-        return _answer(topic, outcomes, len(accepted))
+        body = await read_body(request)
+        return await intake.take(topic, lambda: _split(body))
 
     return router
 
@@ -71,12 +93,9 @@ def events_router(log: EventLog, clock: Clock, drill: bool = False) -> APIRouter
 def _split(body: bytes) -> list[bytes]:
     """The events' own bytes; a body that is no JSON is one event, which will be refused for it."""
     try:
-        events = [bytes(raw) for raw in _MANY.decode(body)] if body.lstrip()[:1] == b"[" else [body]
+        return [bytes(raw) for raw in _MANY.decode(body)] if body.lstrip()[:1] == b"[" else [body]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(422, "Invalid request", f"body: not a JSON array ({error}). Nothing was taken") from None
-    if len(events) > MAX_EVENTS:
-        raise Problem(413, "Too many events", f"{len(events)} events, at most {MAX_EVENTS} at once: nothing was taken")
-    return events
 
 
 def _sorted_out(topic: str, events: Sequence[bytes], now: int) -> tuple[list[EventOutcome], list[Message]]:

@@ -1,6 +1,6 @@
 """What is asked and answered over HTTP."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -92,3 +92,36 @@ class EventsTaken(BaseModel):
     accepted: int
     refused: int
     outcomes: list[EventOutcome]
+
+
+class ResponseMetadata(BaseModel):
+    """The names of the columns, and, if they were asked for, the versions of the views."""
+
+    feature_names: list[str]
+    feature_view_metadata: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class FeatureVector(BaseModel):
+    """A column of an answer, a row of the request each. `event_timestamps` is 1970-01-01T00:00:00Z where none is known.
+
+    Bytes are base64; numbers that JSON has not are the texts NaN, Infinity and -Infinity.
+    """
+
+    values: list[Any]
+    statuses: list[Annotated[str, Field(json_schema_extra={"enum": [status.name for status in Status]})]]
+    event_timestamps: list[str]
+
+
+class OnlineFeatures(BaseModel):
+    """Features as Feast's server answers them: the entity columns, then the features."""
+
+    metadata: ResponseMetadata
+    results: list[FeatureVector]
+
+
+class RowsWritten(BaseModel):
+    """How many rows were sent, and how many of them replaced what was stored: the others were older."""
+
+    feature_view_name: str
+    rows: int
+    written: int

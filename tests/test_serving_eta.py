@@ -345,9 +345,10 @@ def test_openapi_lists_every_route_and_the_bodies_they_take(shared: Stack) -> No
     routes = {(method, path) for path, methods in document["paths"].items() for method in methods}
     assert routes == {
         *{("get", "/v1/eta/{restaurant_id}"), ("post", "/v1/eta"), ("post", "/v1/eta/batch")},
-        *{("post", "/v1/events/{topic}"), ("get", "/live"), ("get", "/ready")},
+        *{("post", "/v1/events/{topic}"), ("get", "/live"), ("get", "/ready"), ("get", "/health")},
+        *{("post", "/get-online-features"), ("post", "/push"), ("post", "/write-to-online-store")},
     }
-    for path in ("/v1/eta", "/v1/eta/batch", "/v1/events/{topic}"):
+    for path in ("/v1/eta", "/v1/eta/batch", "/v1/events/{topic}", "/get-online-features", "/push"):
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert "$ref" not in str(body), "every part of it is there"
     order = document["paths"]["/v1/eta"]["post"]["requestBody"]["content"]["application/json"]["schema"]

@@ -4,36 +4,31 @@ Feast's SDK, sync and async, reads through `feature_repo.stores.reading`; so doe
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from feast import Entity, FeatureService, FeatureView, RepoConfig, StreamFeatureView
-from feast import utils as feast_utils
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.online_response import OnlineResponse
-from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
+from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
-from feast.value_type import ValueType
 
 from feature_repo.clock import Clock, clock_of, from_ms
 from feature_repo.settings import Settings, settings
 from feature_repo.stores import layout
 from feature_repo.stores.batch_rows import Row, write_rows
+from feature_repo.stores.feast_requests import EntityRows, RequestPlans, columnar, response
 from feature_repo.stores.reading import Answer, Feature, ReadPlan, Status, Wanted, read, read_async
 from feature_repo.stores.redis_client import AsyncRedis, Redis, connect, connect_async
-from feature_repo.stores.values import PROTO, from_proto, micros, to_proto
+from feature_repo.stores.values import PROTO, from_proto, micros
 from feature_repo.views import BatchView, compile_view
 
-EntityRows = list[dict[str, Any]] | Mapping[str, Sequence[Any] | Sequence[Value] | RepeatedValue]
 FeastRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
-_STATUSES = {status: FieldStatus.Value(status.name) for status in Status}
-_PLANS_KEPT = 100
 _WRITE_CHUNK = 2000
 
 
@@ -43,24 +38,17 @@ class TiffinOnlineStoreConfig(FeastConfigBaseModel):
     type: Literal["feature_repo.stores.online.TiffinOnlineStore"] = "feature_repo.stores.online.TiffinOnlineStore"
 
 
-class _Request(NamedTuple):
-    """A compiled request: what it reads, and how its answer is laid out."""
-
-    context: Any  # Feast's resolution; held so that its identity stays its own
-    plan: ReadPlan
-    columns: list[str]
-    kinds: dict[str, ValueType]
-    names: list[str]
-
-
 class TiffinOnlineStore(OnlineStore):
-    """Redis or Valkey, by the process's settings. Connects at the first call."""
+    """Redis or Valkey, by the settings and the clock given; else, as Feast makes it, by the process's own.
 
-    def __init__(self) -> None:
+    Connects at the first call.
+    """
+
+    def __init__(self, given: Settings | None = None, clock: Clock | None = None) -> None:
         self._client: Redis | None = None
         self._async_client: tuple[asyncio.AbstractEventLoop, AsyncRedis] | None = None
-        self._clock: Clock | None = None
-        self._plans: dict[tuple[int, bool], _Request] = {}
+        self._settings, self._clock = given, clock
+        self._plans = RequestPlans()
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
@@ -70,8 +58,19 @@ class TiffinOnlineStore(OnlineStore):
     def client(self, config: RepoConfig) -> Redis:
         """The connection, made at first use."""
         if self._client is None:
-            self._client = connect(store_settings(config))
+            self._client = connect(self._settings or store_settings(config))
         return self._client
+
+    def prepare(
+        self, registry: BaseRegistry, project: str, features: list[str] | FeatureService, full_feature_names: bool
+    ) -> tuple[str, ...] | None:
+        """Resolve a request before its first read: that may take milliseconds, which an event loop does not have.
+
+        The entity columns that it needs; None where only Feast's generic read will do. Raises what Feast raises for
+        features that it does not know.
+        """
+        request = self._plans.find(registry, project, features, full_feature_names)
+        return None if request is None else tuple(request.columns)
 
     def online_write_batch(
         self,
@@ -129,8 +128,8 @@ class TiffinOnlineStore(OnlineStore):
         include_feature_view_version_metadata: bool = False,
     ) -> OnlineResponse:
         """Feast's read, in one pipeline for all views. Statuses are the store's own, not inferred from nulls."""
-        request = self._request(registry, project, features, full_feature_names)
-        if request is None or include_feature_view_version_metadata:
+        request = self._plans.find(registry, project, features, full_feature_names)
+        if request is None:
             return super().get_online_features(
                 config,
                 features,
@@ -140,8 +139,9 @@ class TiffinOnlineStore(OnlineStore):
                 full_feature_names,
                 include_feature_view_version_metadata,
             )
-        rows = _columnar(entity_rows, request.columns)
-        return _response(request, rows, read(self.client(config), request.plan, rows, self._now(config), PROTO))
+        rows = columnar(entity_rows, request)
+        answer = read(self.client(config), request.plan, rows, self._now(config), PROTO)
+        return response(request, rows, answer, include_feature_view_version_metadata)
 
     async def get_online_features_async(
         self,
@@ -154,8 +154,8 @@ class TiffinOnlineStore(OnlineStore):
         include_feature_view_version_metadata: bool = False,
     ) -> OnlineResponse:
         """The same, for asyncio."""
-        request = self._request(registry, project, features, full_feature_names)
-        if request is None or include_feature_view_version_metadata:
+        request = self._plans.find(registry, project, features, full_feature_names)
+        if request is None:
             return await super().get_online_features_async(
                 config,
                 features,
@@ -165,9 +165,9 @@ class TiffinOnlineStore(OnlineStore):
                 full_feature_names,
                 include_feature_view_version_metadata,
             )
-        rows = _columnar(entity_rows, request.columns)
+        rows = columnar(entity_rows, request)
         answer = await read_async(self._connected(config), request.plan, rows, self._now(config), PROTO)
-        return _response(request, rows, answer)
+        return response(request, rows, answer, include_feature_view_version_metadata)
 
     def update(
         self,
@@ -204,45 +204,20 @@ class TiffinOnlineStore(OnlineStore):
         if self._async_client is not None:
             await self._async_client[1].aclose()
             self._async_client = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     def _connected(self, config: RepoConfig) -> AsyncRedis:
         loop = asyncio.get_running_loop()
         if self._async_client is None or self._async_client[0] is not loop:  # a connection belongs to its loop
-            self._async_client = (loop, connect_async(store_settings(config)))
+            self._async_client = (loop, connect_async(self._settings or store_settings(config)))
         return self._async_client[1]
 
     def _now(self, config: RepoConfig) -> int:
         if self._clock is None:
             self._clock = clock_of(settings())
         return self._clock()
-
-    def _request(
-        self, registry: BaseRegistry, project: str, features: list[str] | FeatureService, full: bool
-    ) -> _Request | None:
-        """The compiled request, by Feast's own cached resolution; None where only Feast's generic path will do."""
-        context = feast_utils._get_cached_request_context(registry, project, features, full)
-        found = self._plans.get((id(context), full))
-        if found is not None and found.context is context:
-            return found
-        _, on_demand, _, _, _, grouped, _, needed_data, entityless = context
-        if on_demand or needed_data or entityless:
-            return None
-        wanted, names, kinds = [], [], {}
-        for table, requested in grouped:
-            view = compile_view(table)
-            mapped = table.projection.join_key_map or {}
-            wanted.append(Wanted(view, tuple(requested), tuple(mapped.get(key, key) for key in view.join_keys)))
-            for feature in requested:
-                name = f"{table.projection.name_to_use()}__{feature}" if full else feature
-                names.append(name)
-                kinds[name] = view.features[feature]
-            kinds |= {mapped.get(k, k): kind for k, kind in zip(view.join_keys, view.key_types, strict=True)}
-        columns = sorted({column for w in wanted for column in w.columns})
-        if len(self._plans) >= _PLANS_KEPT:
-            self._plans.clear()
-        request = _Request(context, ReadPlan(project, wanted), columns, kinds, names)
-        self._plans[id(context), full] = request
-        return request
 
 
 def store_settings(config: RepoConfig) -> Settings:
@@ -276,52 +251,6 @@ def _columns(join_keys: Sequence[str], keys: Sequence[EntityKey]) -> dict[str, l
         for name in join_keys:
             columns[name].append(from_proto(ids[name]))
     return columns
-
-
-def _columnar(rows: EntityRows, needed: Sequence[str]) -> dict[str, list[object]]:
-    """Entity rows as Feast takes them (a list of rows, or columns of values or messages), by column.
-
-    Raises ValueError, naming the join key, if one is missing or the columns differ in length.
-    """
-    columns: Mapping[str, Any]
-    if isinstance(rows, Mapping):
-        columns = {name: list(c.val) if isinstance(c, RepeatedValue) else list(c) for name, c in rows.items()}
-    else:
-        columns = {name: [row.get(name) for row in rows] for name in needed if any(name in row for row in rows)}
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        raise ValueError(f"entity rows have no {missing[0]!r}: features by {', '.join(needed)} cannot be looked up")
-    lengths = {len(columns[name]) for name in needed}
-    if len(lengths) != 1:
-        raise ValueError(f"entity columns {', '.join(needed)} differ in length: rows cannot be told apart")
-    return {name: [from_proto(v) if isinstance(v, Value) else v for v in columns[name]] for name in needed}
-
-
-def _response(request: _Request, rows: Mapping[str, Sequence[object]], answer: Answer) -> OnlineResponse:
-    response = GetOnlineFeaturesResponse()
-    response.metadata.feature_names.val.extend([*request.columns, *request.names])
-    for name in request.columns:
-        vector = response.results.add()
-        for value in rows[name]:
-            vector.values.append(_id_value(request.kinds[name], value))
-            vector.statuses.append(_STATUSES[Status.PRESENT])
-            vector.event_timestamps.add()
-    for column in (column for view in answer.columns for column in view):
-        vector = response.results.add()
-        for feature in column:
-            vector.values.append(feature.value)
-            vector.statuses.append(_STATUSES[feature.status])
-            stamp = vector.event_timestamps.add()
-            if feature.event_ms is not None:
-                stamp.FromMilliseconds(feature.event_ms)
-    return OnlineResponse(response, feature_types=request.kinds)
-
-
-def _id_value(kind: ValueType, value: object) -> Value:
-    try:
-        return to_proto(kind, value)
-    except (TypeError, ValueError):  # an id of the wrong type, shown as it came
-        return Value(string_val=str(value))
 
 
 def _feast_rows(
