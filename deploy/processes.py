@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 RECORD = "process.json"
@@ -21,11 +21,9 @@ class ServiceError(RuntimeError):
 class Process:
     """A program that runs as a child, or as the child of an earlier run, found again by its record in `home`."""
 
-    def __init__(
-        self, name: str, home: Path, command: list[str] | None = None, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, name: str, home: Path, command: Sequence[str] = ()) -> None:
         self.name, self.home = name, home
-        self._command, self._environment = command or [], environment
+        self._command = list(command)
         self._record = home / RECORD
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -80,7 +78,6 @@ class Process:
         with self.log.open("ab") as log:
             child = subprocess.Popen(
                 command,
-                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
