@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+KILLS ?= 200
 
 # Bytecode makes Feast's import twice as fast; an environment that forbids it would slow every command down.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo up test check format services services-down drill clean
+.PHONY: help demo up test check format services services-down drill chaos clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +35,9 @@ services: $(READY) ## a real Kafka and Valkey on 127.0.0.1
 
 services-down: $(READY) ## end them
 	@$(BIN)/tiffin services down
+
+chaos: $(READY) ## kill everything at random under load, KILLS=200 times, and compare with the log
+	@$(BIN)/tiffin chaos --kills $(KILLS)
 
 lock: ## resolve the dependencies anew
 	uv pip compile --universal --generate-hashes --no-header --extra dev -p 3.11 pyproject.toml -o requirements.lock

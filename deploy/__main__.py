@@ -71,6 +71,28 @@ def drill(
 
 
 @commands.command()
+def chaos(
+    kills: Annotated[int, typer.Option(min=6, help="How many kills; 200 are the full drill")] = 200,
+    seed: Annotated[int | None, typer.Option(help="Of the dice; by chance if left out")] = None,
+) -> None:
+    """Kill everything at random under load, and hold what is served and archived against the log.
+
+    Prints one JSON line; exits with 1 if anything was lost, counted twice or served wrongly. Needs a real Kafka, which
+    is started here, as is all else: in a temporary folder, on ports of its own.
+    """
+    import json
+    import secrets
+
+    from deploy.chaos.drill import ZERO
+    from deploy.chaos.drill import chaos as run
+
+    figures = run(kills, secrets.randbelow(2**31) if seed is None else seed)
+    typer.echo(json.dumps(figures))
+    if any(figures[name] for name in ZERO):
+        raise typer.Exit(1)
+
+
+@commands.command()
 def services(
     action: Annotated[Literal["up", "down", "status"], typer.Argument()],
     kafka_port: Annotated[int, typer.Option(min=1, max=65535)] = 9092,

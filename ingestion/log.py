@@ -173,7 +173,12 @@ def open_log(settings: Settings) -> EventLog:
         from ingestion.kafka_log import KafkaLog  # noqa: PLC0415  # only the home that is used is loaded
 
         drill = settings.clock_start is not None  # then records bear the drill's time, not the broker's
-        return KafkaLog(settings.kafka_bootstrap_servers, prefix=settings.topic_prefix, producer_clock=drill)
+        return KafkaLog(
+            settings.kafka_bootstrap_servers,
+            prefix=settings.topic_prefix,
+            producer_clock=drill,
+            session_timeout_ms=settings.session_timeout_ms,
+        )
     from feature_repo.stores.redis_client import connect  # noqa: PLC0415  # see above
     from ingestion.redis_log import RedisLog  # noqa: PLC0415  # see above
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from deploy.servers import KafkaServer, ServiceError, free_port, why_no_kafka
+from deploy.processes import ServiceError
+from deploy.servers import KafkaServer, free_port, why_no_kafka
 from feature_repo.settings import Settings
 from feature_repo.stores import embedded
 from feature_repo.stores.redis_client import Redis, connect

@@ -1,0 +1,66 @@
+"""The load: events published without pause, again when it is not known whether they came, every tenth batch twice."""
+
+import random
+import threading
+import time
+
+from deploy.chaos import ChaosError
+from deploy.chaos.events import EventMaker
+from feature_repo.clock import Clock
+from ingestion.log import EventLog, LogUnavailable, Message
+
+EVENTS_A_SECOND = 250
+TWICE_EVERY = 10
+_RETRY_S = 0.2
+_GIVE_UP_S = 120.0
+
+
+class Load(threading.Thread):
+    """Publishes until `finish`. Afterwards `acknowledged` holds each (topic, bytes) that the log has acknowledged."""
+
+    def __init__(self, log: EventLog, clock: Clock, seed: int) -> None:
+        super().__init__(name="load", daemon=True)
+        self._log, self._clock, self._maker = log, clock, EventMaker(random.Random(seed))
+        self._finish = threading.Event()
+        self._failure: Exception | None = None
+        self.acknowledged: set[tuple[str, bytes]] = set()
+        self.retries = 0
+
+    def run(self) -> None:
+        """Publish batches at the load's rate, or as fast as the log takes them."""
+        number = 0
+        try:
+            while not self._finish.is_set():
+                began = time.monotonic()
+                topic, messages = self._maker.batch(self._clock())
+                for _ in range(2 if number % TWICE_EVERY == 0 else 1):
+                    self._publish(topic, messages)
+                self.acknowledged.update((topic, message.value) for message in messages)
+                number += 1
+                self._finish.wait(max(0.0, began + len(messages) / EVENTS_A_SECOND - time.monotonic()))
+        except Exception as error:
+            self._failure = error
+
+    def finish(self) -> None:
+        """Stop after the present batch. Raises what the load failed with."""
+        self._finish.set()
+        self.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what the load failed with, if it did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _publish(self, topic: str, messages: list[Message]) -> None:
+        deadline = time.monotonic() + _GIVE_UP_S
+        while True:
+            try:
+                self._log.publish(topic, messages)
+            except LogUnavailable as error:
+                self.retries += 1
+                if time.monotonic() > deadline:
+                    raise ChaosError(f"the log took no batch for {_GIVE_UP_S:.0f} s: {error}") from error
+                time.sleep(_RETRY_S)
+            else:
+                return

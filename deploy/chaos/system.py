@@ -1,0 +1,156 @@
+"""The system under the drill: Kafka, Valkey, two workers and the archive, each kept running by a keeper of its own."""
+
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from deploy.processes import Process, ServiceError
+from deploy.servers import KafkaServer, ValkeyServer, free_port
+from feature_repo.settings import Settings, settings
+
+SESSION_TIMEOUT_MS = 3_000
+PARTITIONS = 4
+ARCHIVE_EVERY_S = 3
+_DOWN_S = (0.1, 2.0)
+_LOOK_S = 0.05
+_DEFINITIONS = "from deploy.chaos.definitions import *\n"
+_YAML = Path(__file__).parent.parent.parent / "feature_repo" / "feature_store.yaml"
+
+
+class Keeper(threading.Thread):
+    """Keeps a process running: starts it again a random short while after it has ended, whoever ended it."""
+
+    def __init__(self, process: Process, dice: random.Random) -> None:
+        super().__init__(name=f"keeper of {process.name}", daemon=True)
+        self.process, self._dice = process, dice
+        self._done = threading.Event()
+        self._killed = self._empty = False
+        self._resume_at: float | None = None
+        self._up_since = time.monotonic()
+        self.died = 0
+        """How often it ended without being killed."""
+
+    @property
+    def up_seconds(self) -> float | None:
+        """For how long it has been running; None while it does not, or is paused."""
+        if self._resume_at is not None or self.process.pid() is None:
+            return None
+        return time.monotonic() - self._up_since
+
+    def strike(self, empty: bool = False) -> None:
+        """Kill it; with `empty`, its data are deleted before it comes back."""
+        self._killed, self._empty = True, self._empty or empty
+        self.process.kill()
+
+    def pause(self, seconds: float) -> None:
+        """Stop it, and let it go on so much later."""
+        self._resume_at = time.monotonic() + seconds
+        self.process.pause()
+
+    def run(self) -> None:
+        """Watch until `release`."""
+        while not self._done.wait(_LOOK_S):
+            if self._resume_at is not None and time.monotonic() >= self._resume_at:
+                self.process.resume()
+                self._resume_at = None
+            if self.process.pid() is None:
+                self._revive()
+
+    def release(self) -> None:
+        """Stop keeping it, and end it."""
+        self._done.set()
+        while self.is_alive():  # it may be starting the process at this moment
+            self.process.kill()
+            self.join(0.1)
+        self.process.kill()
+
+    def _revive(self) -> None:
+        self.died += not self._killed
+        self._killed = False
+        if self._done.wait(self._dice.uniform(*_DOWN_S)):
+            return
+        if self._empty and isinstance(self.process, ValkeyServer):
+            self.process.empty()
+            self._empty = False
+        self._up_since = time.monotonic()
+        with suppress(ServiceError):  # killed while it started: once more
+            self.process.start()
+
+
+class System:
+    """Everything that a drill runs below `home`, with data, ports and a repository folder of its own."""
+
+    def __init__(self, home: Path, seed: int) -> None:
+        self._home = home
+        kafka, valkey = KafkaServer(home / "kafka", free_port()), ValkeyServer(home / "valkey", free_port())
+        self._servers = (kafka, valkey)
+        self.environment = {
+            "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "REDIS_URL": f"redis://127.0.0.1:{valkey.port}/0",
+            "TIFFIN_REPO": str(home / "repo"),
+            "TIFFIN_TOPIC_PREFIX": "",
+            "TIFFIN_PARTITIONS": str(PARTITIONS),
+            "TIFFIN_SESSION_TIMEOUT_MS": str(SESSION_TIMEOUT_MS),
+            "TIFFIN_CLOCK_START": "",
+        }
+        dice = random.Random(seed)
+
+        def kept(process: Process) -> Keeper:
+            return Keeper(process, random.Random(dice.random()))
+
+        def child(name: str, *words: str) -> Keeper:
+            return kept(Process(name, home / name, [sys.executable, "-m", "tiffin", *words]))
+
+        self.kafka, self.valkey = kept(kafka), kept(valkey)
+        self.workers = (child("worker-1", "worker"), child("worker-2", "worker"))
+        self.archive = child("archive", "archive", "--every", str(ARCHIVE_EVERY_S))
+
+    @property
+    def keepers(self) -> Sequence[Keeper]:
+        """The keepers of all that runs."""
+        return (self.kafka, self.valkey, *self.workers, self.archive)
+
+    @contextmanager
+    def settings(self) -> Iterator[Settings]:
+        """The settings of the drill, for this process and those that it starts, and the repository folder they name."""
+        repo = self._home / "repo"
+        repo.mkdir()
+        (repo / "feature_store.yaml").write_text(_YAML.read_text())
+        (repo / "definitions.py").write_text(_DEFINITIONS)
+        before = {name: os.environ.get(name) for name in self.environment}
+        os.environ.update(self.environment)
+        settings.cache_clear()
+        try:
+            yield settings()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+            settings.cache_clear()
+
+    @contextmanager
+    def servers(self) -> Iterator[None]:
+        """Kafka and Valkey, started; everything is ended with the block. Raises ServiceError."""
+        try:
+            for server in self._servers:
+                server.start()
+            yield
+        finally:
+            self._end()
+
+    def start(self) -> None:
+        """Start workers and archive, and keep all of it running from now on."""
+        for keeper in (*self.workers, self.archive):
+            keeper.process.start()
+        for keeper in self.keepers:
+            keeper.start()
+
+    def _end(self) -> None:
+        for keeper in self.keepers:
+            keeper.release()
