@@ -72,7 +72,7 @@ def drill(
 
 @commands.command()
 def chaos(
-    kills: Annotated[int, typer.Option(min=6, help="How many kills; 200 are the full drill")] = 200,
+    kills: Annotated[int, typer.Option(min=7, help="How many kills; 200 are the full drill")] = 200,
     seed: Annotated[int | None, typer.Option(help="Of the dice; by chance if left out")] = None,
 ) -> None:
     """Kill everything at random under load, and hold what is served and archived against the log.

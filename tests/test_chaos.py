@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 from feast import Entity, Field, StreamFeatureView
 from feast.types import Int64
+from pydantic import SecretStr
 
 from deploy.chaos.drill import ZERO
 from deploy.chaos.events import RESTAURANTS, ZONES, EventMaker
 from deploy.chaos.honesty import Judge, Sighting
 from deploy.chaos.killer import WEIGHTS, planned
 from deploy.chaos.truth import Truth, compare_archive
-from deploy.servers import why_no_kafka
+from deploy.servers import ValkeyServer, free_port, why_no_kafka
 from feature_repo.settings import Settings
+from feature_repo.stores.redis_client import connect
 from feature_repo.views import StreamView, compile_view
 from ingestion.archive import Archiver
 from ingestion.event_files import log_folder
@@ -108,12 +110,37 @@ def test_what_a_drill_has_started_ends_with_it_however_it_ends(how: signal.Signa
         time.sleep(0.05)
 
 
+def test_a_valkey_comes_back_as_it_was_cut_back_or_emptied(tmp_path: Path) -> None:
+    server = ValkeyServer(tmp_path, free_port())
+    client = connect(Settings(REDIS_URL=SecretStr(f"redis://127.0.0.1:{server.port}/0")))
+
+    try:
+        server.start()
+        client.set("early", "1")
+        earlier = server.appended()
+        client.set("late", "1")
+        server.kill()
+        server.start()
+        assert client.exists("early", "late") == 2  # a kill alone loses nothing
+        server.kill()
+        server.cut(earlier)
+        server.start()
+        assert (client.exists("early"), client.exists("late")) == (1, 0)
+        server.kill()
+        server.empty()
+        server.start()
+        assert client.dbsize() == 0
+    finally:
+        client.close()
+        server.stop()
+
+
 def test_every_kind_of_kill_is_in_every_plan_and_too_few_kills_are_refused() -> None:
     plans = [planned(kills, random.Random(kills)) for kills in (len(WEIGHTS), 12, 200)]
     assert [len(plan) for plan in plans] == [len(WEIGHTS), 12, 200]
     assert all(set(plan) == WEIGHTS.keys() for plan in plans)
-    with pytest.raises(ValueError, match="5 kills: fewer than there are kinds"):
-        planned(5, random.Random(1))
+    with pytest.raises(ValueError, match="6 kills: fewer than there are kinds"):
+        planned(6, random.Random(1))
 
 
 def test_the_load_has_events_of_every_topic_each_of_its_own_and_some_that_are_broken() -> None:

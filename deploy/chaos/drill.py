@@ -166,12 +166,12 @@ class _Drill:
         return figures
 
     def _kill(self, plan: Sequence[str], load: Load) -> float:
-        killer = Killer(self._system, random.Random(self._seed + 1))
+        killer = Killer(self._system, load, random.Random(self._seed + 1))
         began = time.monotonic()
         with bar("killing") as advance:
             for number, kind in enumerate(plan):
                 killer.wait()
-                killer.strike(kind, load.check)
+                killer.strike(kind)
                 _note(self._given, self._clock(), kind)
                 advance(number + 1, len(plan))
         return time.monotonic() - began

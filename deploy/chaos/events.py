@@ -9,12 +9,13 @@ from feature_repo.clock import iso
 from ingestion.events import EVENT_TYPES, event_key
 from ingestion.log import Message
 
-RESTAURANTS, ZONES, COURIERS, CUSTOMERS = 40, 8, 60, 200
+RESTAURANTS, ZONES, COURIERS, CUSTOMERS = 160, 12, 60, 200
 SILENT = 999
 """A restaurant and a zone of which nothing is ever heard."""
 
 _S, _MINUTE, _HOUR = 1000, 60_000, 3_600_000
 _TOPICS = {"order_placed": 8, "order_ready": 6, "order_delivered": 6, "courier_status": 5}
+_SKEW = 4.0  # more than a quarter of all orders at one restaurant, one of some six hundred at another
 _OPEN = 2000  # orders that are remembered, to be made ready and delivered
 
 
@@ -25,10 +26,10 @@ class EventMaker:
         self._dice, self._made = dice, 0
         self._open: list[dict[str, Any]] = []
 
-    def batch(self, now: int) -> tuple[str, list[Message]]:
-        """Some events of one topic, made at `now` (ms)."""
+    def batch(self, now: int, count: int | None = None) -> tuple[str, list[Message]]:
+        """Events of one topic, made at `now` (ms): `count`, or a few dozens."""
         (topic,) = self._dice.choices(list(_TOPICS), list(_TOPICS.values()))
-        return topic, [self._message(topic, now) for _ in range(self._dice.randint(5, 60))]
+        return topic, [self._message(topic, now) for _ in range(count or self._dice.randint(5, 60))]
 
     def _message(self, topic: str, now: int) -> Message:
         make = {
@@ -61,14 +62,14 @@ class EventMaker:
 
     def _placed(self, own: int, now: int) -> dict[str, Any]:
         dice = self._dice
-        # Most orders at a few restaurants: windows of many events, and of hardly any.
-        restaurant = 1 + int(RESTAURANTS * dice.random() ** 2.5)
+        # Most orders at a few restaurants of a few zones: windows of many events, and of hardly any.
+        restaurant = 1 + int(RESTAURANTS * dice.random() ** _SKEW)
         if dice.random() < 0.05:  # about to have been open for as long as an open order counts
             own = now - 3 * _HOUR + dice.randrange(-_MINUTE, 4 * _MINUTE)
         order = {
             "order_id": f"order-{self._made}",
             "restaurant_id": restaurant,
-            "zone_id": 1 + restaurant % (ZONES - 2) if restaurant < RESTAURANTS - 1 else ZONES - restaurant % 2,
+            "zone_id": 1 + restaurant * ZONES // (RESTAURANTS + 1),
             "customer_id": dice.randint(1, CUSTOMERS) if dice.random() < 0.95 else None,
             "placed_at": own,
             "basket_total": round(dice.uniform(5, 80), 2) if dice.random() < 0.95 else None,

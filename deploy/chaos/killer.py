@@ -2,24 +2,29 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from deploy.chaos import ChaosError
+from deploy.chaos.load import Load
 from deploy.chaos.system import SESSION_TIMEOUT_MS, Keeper, System
 
 WEIGHTS = {
-    "worker": 30,
-    "worker_paused": 9,
-    "redis": 25,
+    "worker": 26,
+    "worker_paused": 14,
+    "redis": 18,
     "redis_emptied": 5,
-    "kafka": 10,
-    "archive": 21,
+    "redis_rolled_back": 9,
+    "kafka": 9,
+    "archive": 19,
 }
-"""The kinds of kills, and how often each comes."""
+"""The kinds of kills, and how often each comes. A Redis rolled back has lost what was appended to its file last."""
 
-_MEAN_WAIT_S, _LONGEST_WAIT_S = 3.0, 10.0
+_MEAN_WAIT_S, _LONGEST_WAIT_S = 2.5, 10.0
 _PAUSED_S = (SESSION_TIMEOUT_MS / 1000 + 0.5, SESSION_TIMEOUT_MS / 1000 + 4.0)
+_ROLLED_BACK_S = (0.1, 1.0)
 _IN_THE_GROUP_S = 8.0  # a worker that has run for so long holds partitions, which a pause makes it lose
+_BURST_S, _INTO_BURST_S = 3.0, 0.3
 _BACK_S = 90.0
 
 
@@ -35,35 +40,50 @@ def planned(kills: int, dice: random.Random) -> list[str]:
 class Killer:
     """Kills what it finds running: also what has only just come back, and while something else is still down."""
 
-    def __init__(self, system: System, dice: random.Random) -> None:
-        self._system, self._dice = system, dice
+    def __init__(self, system: System, load: Load, dice: random.Random) -> None:
+        self._system, self._load, self._dice = system, load, dice
 
     def wait(self) -> None:
         """Wait for a random time: mostly a few seconds, at times hardly at all."""
         time.sleep(min(self._dice.expovariate(1 / _MEAN_WAIT_S), _LONGEST_WAIT_S))
 
-    def strike(self, kind: str, check: Callable[[], None]) -> None:
-        """One kill of the kind. Raises ChaosError if what is to be killed stays away, and what `check` raises."""
-        system = self._system
+    def strike(self, kind: str) -> None:
+        """One kill of the kind. Raises ChaosError if what is to be killed stays away, and what the load failed with."""
+        system, server = self._system, self._system.valkey_server
         match kind:
             case "worker":
-                self._running(system.workers, 0, check).strike()
+                self._at_work(0).strike()
             case "worker_paused":
-                self._running(system.workers, _IN_THE_GROUP_S, check).pause(self._dice.uniform(*_PAUSED_S))
-            case "redis" | "redis_emptied":
-                self._running([system.valkey], 0, check).strike(empty=kind == "redis_emptied")
+                self._at_work(_IN_THE_GROUP_S).pause(self._dice.uniform(*_PAUSED_S))
+            case "redis":
+                self._running([system.valkey]).strike()
+            case "redis_emptied":
+                self._running([system.valkey]).strike(then=server.empty)
+            case "redis_rolled_back":
+                self._running([system.valkey])
+                earlier = server.appended()
+                time.sleep(self._dice.uniform(*_ROLLED_BACK_S))
+                self._running([system.valkey]).strike(then=partial(server.cut, earlier))
             case "kafka":
-                self._running([system.kafka], 0, check).strike()
+                self._running([system.kafka]).strike()
             case "archive":
-                self._running([system.archive], 0, check).strike()
+                self._running([system.archive]).strike()
             case _:
                 raise ValueError(f"{kind}: no such kind of kill")
 
-    def _running(self, keepers: Sequence[Keeper], seconds: float, check: Callable[[], None]) -> Keeper:
+    def _at_work(self, seconds: float) -> Keeper:
+        """A worker, mostly in the middle of a burst: half done is what its end must not leave anything."""
+        self._running(self._system.workers, seconds)
+        if self._dice.random() < 0.7:
+            self._load.burst(_BURST_S)
+            time.sleep(self._dice.uniform(0, _INTO_BURST_S))
+        return self._running(self._system.workers, seconds)
+
+    def _running(self, keepers: Sequence[Keeper], seconds: float = 0) -> Keeper:
         """The one that has been up for longest, once it has been so for so many seconds."""
         deadline = time.monotonic() + _BACK_S
         while True:
-            check()
+            self._load.check()
             longest, which = max((keeper.up_seconds or 0.0, i) for i, keeper in enumerate(keepers))
             if longest > seconds:
                 return keepers[which]

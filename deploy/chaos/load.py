@@ -11,6 +11,7 @@ from ingestion.log import EventLog, LogUnavailable, Message
 
 EVENTS_A_SECOND = 250
 TWICE_EVERY = 10
+BURST_BATCHES, BURST_EVENTS = 4, 500
 _RETRY_S = 0.2
 _GIVE_UP_S = 120.0
 
@@ -21,7 +22,7 @@ class Load(threading.Thread):
     def __init__(self, log: EventLog, clock: Clock, seed: int) -> None:
         super().__init__(name="load", daemon=True)
         self._log, self._clock, self._maker = log, clock, EventMaker(random.Random(seed))
-        self._finish = threading.Event()
+        self._finish, self._burst = threading.Event(), threading.Event()
         self._failure: Exception | None = None
         self.acknowledged: set[tuple[str, bytes]] = set()
         self.retries = 0
@@ -32,10 +33,12 @@ class Load(threading.Thread):
         try:
             while not self._finish.is_set():
                 began = time.monotonic()
+                if self._burst.is_set():
+                    for _ in range(BURST_BATCHES):
+                        self._send(*self._maker.batch(self._clock(), BURST_EVENTS), times=1)
+                    self._burst.clear()
                 topic, messages = self._maker.batch(self._clock())
-                for _ in range(2 if number % TWICE_EVERY == 0 else 1):
-                    self._publish(topic, messages)
-                self.acknowledged.update((topic, message.value) for message in messages)
+                self._send(topic, messages, times=2 if number % TWICE_EVERY == 0 else 1)
                 number += 1
                 self._finish.wait(max(0.0, began + len(messages) / EVENTS_A_SECOND - time.monotonic()))
         except Exception as error:
@@ -47,10 +50,22 @@ class Load(threading.Thread):
         self.join()
         self.check()
 
+    def burst(self, seconds: float) -> None:
+        """Many events at once, so that workers have their hands full; waits at most so long until they are there."""
+        self._burst.set()
+        deadline = time.monotonic() + seconds
+        while self._burst.is_set() and time.monotonic() < deadline:
+            time.sleep(0.005)
+
     def check(self) -> None:
         """Raise what the load failed with, if it did."""
         if self._failure is not None:
             raise self._failure
+
+    def _send(self, topic: str, messages: list[Message], times: int) -> None:
+        for _ in range(times):
+            self._publish(topic, messages)
+        self.acknowledged.update((topic, message.value) for message in messages)
 
     def _publish(self, topic: str, messages: list[Message]) -> None:
         deadline = time.monotonic() + _GIVE_UP_S

@@ -5,7 +5,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +22,10 @@ _DEFINITIONS = "from deploy.chaos.definitions import *\n"
 _YAML = Path(__file__).parent.parent.parent / "feature_repo" / "feature_store.yaml"
 
 
+def _nothing() -> None:
+    """What is done to most processes before they come back."""
+
+
 class Keeper(threading.Thread):
     """Keeps a process running: starts it again a random short while after it has ended, whoever ended it."""
 
@@ -29,7 +33,7 @@ class Keeper(threading.Thread):
         super().__init__(name=f"keeper of {process.name}", daemon=True)
         self.process, self._dice = process, dice
         self._done = threading.Event()
-        self._killed = self._empty = False
+        self._killed, self._then = False, _nothing
         self._resume_at: float | None = None
         self._up_since = time.monotonic()
         self.died = 0
@@ -42,9 +46,9 @@ class Keeper(threading.Thread):
             return None
         return time.monotonic() - self._up_since
 
-    def strike(self, empty: bool = False) -> None:
-        """Kill it; with `empty`, its data are deleted before it comes back."""
-        self._killed, self._empty = True, self._empty or empty
+    def strike(self, then: Callable[[], None] | None = None) -> None:
+        """Kill it; `then` is done before it comes back."""
+        self._killed, self._then = True, then or self._then
         self.process.kill()
 
     def pause(self, seconds: float) -> None:
@@ -74,9 +78,8 @@ class Keeper(threading.Thread):
         self._killed = False
         if self._done.wait(self._dice.uniform(*_DOWN_S)):
             return
-        if self._empty and isinstance(self.process, ValkeyServer):
-            self.process.empty()
-            self._empty = False
+        then, self._then = self._then, _nothing
+        then()
         self._up_since = time.monotonic()
         with suppress(ServiceError):  # killed while it started: once more
             self.process.start()
@@ -106,7 +109,7 @@ class System:
         def child(name: str, *words: str) -> Keeper:
             return kept(Process(name, home / name, [sys.executable, "-m", "tiffin", *words]))
 
-        self.kafka, self.valkey = kept(kafka), kept(valkey)
+        self.kafka, self.valkey, self.valkey_server = kept(kafka), kept(valkey), valkey
         self.workers = (child("worker-1", "worker"), child("worker-2", "worker"))
         self.archive = child("archive", "archive", "--every", str(ARCHIVE_EVERY_S))
 
