@@ -4,53 +4,43 @@ Feast's SDK, sync and async, reads through `feature_repo.stores.reading`; so doe
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from feast import Entity, FeatureService, FeatureView, RepoConfig, StreamFeatureView
-from feast import utils as feast_utils
+from feast import Entity, FeatureService, FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.online_response import OnlineResponse
-from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
+from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
-from feast.value_type import ValueType
 
 from feature_repo.clock import Clock, clock_of, from_ms
 from feature_repo.settings import Settings, settings
 from feature_repo.stores import layout
-from feature_repo.stores.batch_rows import Row, write_rows
+from feature_repo.stores.batch_rows import Row, delete_rows, write_rows
+from feature_repo.stores.online_requests import EntityRows, Request, compile_request, resolve
 from feature_repo.stores.reading import Answer, Feature, ReadPlan, Status, Wanted, read, read_async
 from feature_repo.stores.redis_client import AsyncRedis, Redis, connect, connect_async
-from feature_repo.stores.values import PROTO, from_proto, micros, to_proto
-from feature_repo.views import BatchView, compile_view
+from feature_repo.stores.values import PROTO, from_proto, micros, serialized
+from feature_repo.views import BatchView, compile_view, online_versioning
 
-EntityRows = list[dict[str, Any]] | Mapping[str, Sequence[Any] | Sequence[Value] | RepeatedValue]
 FeastRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
-_STATUSES = {status: FieldStatus.Value(status.name) for status in Status}
 _PLANS_KEPT = 100
 _WRITE_CHUNK = 2000
 
 
 class TiffinOnlineStoreConfig(FeastConfigBaseModel):
-    """Nothing to set here: addresses are settings of the process."""
+    """Addresses are not set here: they are settings of the process."""
 
     type: Literal["feature_repo.stores.online.TiffinOnlineStore"] = "feature_repo.stores.online.TiffinOnlineStore"
 
-
-class _Request(NamedTuple):
-    """A compiled request: what it reads, and how its answer is laid out."""
-
-    context: Any  # Feast's resolution; held so that its identity stays its own
-    plan: ReadPlan
-    columns: list[str]
-    kinds: dict[str, ValueType]
-    names: list[str]
+    key_ttl_seconds: int | None = None
+    """Seconds after the last write to a batch row at which the store deletes it; unset: never. Read then, it is
+    NOT_FOUND. Needs Valkey 9 or Redis 7.4. A view's ``ttl`` says how old a value may be; this saves memory."""
 
 
 class TiffinOnlineStore(OnlineStore):
@@ -60,7 +50,7 @@ class TiffinOnlineStore(OnlineStore):
         self._client: Redis | None = None
         self._async_client: tuple[asyncio.AbstractEventLoop, AsyncRedis] | None = None
         self._clock: Clock | None = None
-        self._plans: dict[tuple[int, bool], _Request] = {}
+        self._plans: dict[tuple[int, bool], Request] = {}
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
@@ -81,12 +71,23 @@ class TiffinOnlineStore(OnlineStore):
         progress: Callable[[int], Any] | None,
     ) -> None:
         """Write batch rows, newest wins. Raises TypeError for a stream view, whose values come of its events alone."""
-        view = _batch_view(table)
+        view = _batch_view(config, table)
         for start in range(0, len(data), _WRITE_CHUNK):
             chunk = data[start : start + _WRITE_CHUNK]
-            write_rows(self.client(config), config.project, view, (_row(view, row) for row in chunk))
+            rows = (_row(view, row) for row in chunk)
+            write_rows(self.client(config), config.project, view, rows, config.online_store.key_ttl_seconds)
             if progress:
                 progress(len(chunk))
+
+    async def online_write_batch_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """The same, in a thread, so that the loop goes on."""
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
     def online_read(
         self,
@@ -96,7 +97,7 @@ class TiffinOnlineStore(OnlineStore):
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """Feast's generic read of one view: (event time, {feature: value}), or (None, None) where nothing is known."""
-        view = compile_view(table)
+        view = compile_view(table, online_versioning(config))
         features = tuple(requested_features or view.features)
         rows = _columns(view.join_keys, entity_keys)
         plan = ReadPlan(config.project, [Wanted(view, features, view.join_keys)])
@@ -111,7 +112,7 @@ class TiffinOnlineStore(OnlineStore):
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """The same, for asyncio."""
-        view = compile_view(table)
+        view = compile_view(table, online_versioning(config))
         features = tuple(requested_features or view.features)
         rows = _columns(view.join_keys, entity_keys)
         plan = ReadPlan(config.project, [Wanted(view, features, view.join_keys)])
@@ -128,20 +129,15 @@ class TiffinOnlineStore(OnlineStore):
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
     ) -> OnlineResponse:
-        """Feast's read, in one pipeline for all views. Statuses are the store's own, not inferred from nulls."""
-        request = self._request(registry, project, features, full_feature_names)
-        if request is None or include_feature_view_version_metadata:
-            return super().get_online_features(
-                config,
-                features,
-                entity_rows,
-                registry,
-                project,
-                full_feature_names,
-                include_feature_view_version_metadata,
-            )
-        rows = _columnar(entity_rows, request.columns)
-        return _response(request, rows, read(self.client(config), request.plan, rows, self._now(config), PROTO))
+        """Feast's read, in one pipeline for all views. Statuses are the store's own, not inferred from nulls.
+
+        A null id, or one of another type, is NOT_FOUND in its own row. Views are read whatever their lifecycle state:
+        a materialization under way refuses nothing.
+        """
+        request = self._request(config, registry, project, features, full_feature_names)
+        rows = request.rows(entity_rows)
+        answer = read(self.client(config), request.plan, rows, self._now(config), PROTO)
+        return request.response(rows, answer, include_feature_view_version_metadata)
 
     async def get_online_features_async(
         self,
@@ -154,20 +150,10 @@ class TiffinOnlineStore(OnlineStore):
         include_feature_view_version_metadata: bool = False,
     ) -> OnlineResponse:
         """The same, for asyncio."""
-        request = self._request(registry, project, features, full_feature_names)
-        if request is None or include_feature_view_version_metadata:
-            return await super().get_online_features_async(
-                config,
-                features,
-                entity_rows,
-                registry,
-                project,
-                full_feature_names,
-                include_feature_view_version_metadata,
-            )
-        rows = _columnar(entity_rows, request.columns)
+        request = self._request(config, registry, project, features, full_feature_names)
+        rows = request.rows(entity_rows)
         answer = await read_async(self._connected(config), request.plan, rows, self._now(config), PROTO)
-        return _response(request, rows, answer)
+        return request.response(rows, answer, include_feature_view_version_metadata)
 
     def update(
         self,
@@ -178,14 +164,18 @@ class TiffinOnlineStore(OnlineStore):
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        """Called by `feast apply`: refuses definitions that could not be served. Touches no data.
+        """Called by `feast apply`: refuses definitions that could not be served, deletes the rows of removed views.
 
-        Raises views.BadDefinition or layout.BadEntity.
+        What streams have left of a removed view stays: it is bounded, and names the definition it is of. Raises
+        views.BadDefinition or layout.BadEntity.
         """
+        versioned = online_versioning(config)
         for table in tables_to_keep:
-            if isinstance(table, FeatureView):
-                view = compile_view(table)
-                layout.key_builder(config.project, view.join_keys, view.key_types)
+            view = compile_view(table, versioned)
+            layout.key_builder(config.project, view.join_keys, view.key_types)
+        for table in tables_to_delete:
+            if isinstance(view := compile_view(table, versioned), BatchView):
+                delete_rows(self.client(config), config.project, view)
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Delete this project's entities and streams from the store."""
@@ -216,31 +206,25 @@ class TiffinOnlineStore(OnlineStore):
             self._clock = clock_of(settings())
         return self._clock()
 
+    def _is_versioned_read_supported(self) -> bool:
+        return True
+
     def _request(
-        self, registry: BaseRegistry, project: str, features: list[str] | FeatureService, full: bool
-    ) -> _Request | None:
-        """The compiled request, by Feast's own cached resolution; None where only Feast's generic path will do."""
-        context = feast_utils._get_cached_request_context(registry, project, features, full)
+        self,
+        config: RepoConfig,
+        registry: BaseRegistry,
+        project: str,
+        features: list[str] | FeatureService,
+        full: bool,
+    ) -> Request:
+        """The compiled request; compiled anew when the registry has changed."""
+        context = resolve(registry, project, features, full)
         found = self._plans.get((id(context), full))
         if found is not None and found.context is context:
             return found
-        _, on_demand, _, _, _, grouped, _, needed_data, entityless = context
-        if on_demand or needed_data or entityless:
-            return None
-        wanted, names, kinds = [], [], {}
-        for table, requested in grouped:
-            view = compile_view(table)
-            mapped = table.projection.join_key_map or {}
-            wanted.append(Wanted(view, tuple(requested), tuple(mapped.get(key, key) for key in view.join_keys)))
-            for feature in requested:
-                name = f"{table.projection.name_to_use()}__{feature}" if full else feature
-                names.append(name)
-                kinds[name] = view.features[feature]
-            kinds |= {mapped.get(k, k): kind for k, kind in zip(view.join_keys, view.key_types, strict=True)}
-        columns = sorted({column for w in wanted for column in w.columns})
         if len(self._plans) >= _PLANS_KEPT:
             self._plans.clear()
-        request = _Request(context, ReadPlan(project, wanted), columns, kinds, names)
+        request = compile_request(project, context, full, online_versioning(config))
         self._plans[id(context), full] = request
         return request
 
@@ -250,8 +234,8 @@ def store_settings(config: RepoConfig) -> Settings:
     return settings().model_copy(update={"repo": Path(config.repo_path or settings().repo).resolve()})
 
 
-def _batch_view(table: FeatureView) -> BatchView:
-    view = None if isinstance(table, StreamFeatureView) else compile_view(table)
+def _batch_view(config: RepoConfig, table: FeatureView) -> BatchView:
+    view = compile_view(table, online_versioning(config))
     if not isinstance(view, BatchView):
         raise TypeError(
             f"{table.name} is a stream view: its values are computed from events, so rows written to it would be "
@@ -263,9 +247,9 @@ def _batch_view(table: FeatureView) -> BatchView:
 def _row(view: BatchView, row: FeastRow) -> Row:
     key, values, event, created = row
     ids = dict(zip(key.join_keys, (from_proto(value) for value in key.entity_values), strict=True))
-    serialized = {name: value.SerializeToString() for name, value in values.items()}
+    stored = {name: serialized(value) for name, value in values.items()}
     return Row(
-        [ids[name] for name in view.join_keys], serialized, micros(event), None if created is None else micros(created)
+        [ids[name] for name in view.join_keys], stored, micros(event), None if created is None else micros(created)
     )
 
 
@@ -276,52 +260,6 @@ def _columns(join_keys: Sequence[str], keys: Sequence[EntityKey]) -> dict[str, l
         for name in join_keys:
             columns[name].append(from_proto(ids[name]))
     return columns
-
-
-def _columnar(rows: EntityRows, needed: Sequence[str]) -> dict[str, list[object]]:
-    """Entity rows as Feast takes them (a list of rows, or columns of values or messages), by column.
-
-    Raises ValueError, naming the join key, if one is missing or the columns differ in length.
-    """
-    columns: Mapping[str, Any]
-    if isinstance(rows, Mapping):
-        columns = {name: list(c.val) if isinstance(c, RepeatedValue) else list(c) for name, c in rows.items()}
-    else:
-        columns = {name: [row.get(name) for row in rows] for name in needed if any(name in row for row in rows)}
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        raise ValueError(f"entity rows have no {missing[0]!r}: features by {', '.join(needed)} cannot be looked up")
-    lengths = {len(columns[name]) for name in needed}
-    if len(lengths) != 1:
-        raise ValueError(f"entity columns {', '.join(needed)} differ in length: rows cannot be told apart")
-    return {name: [from_proto(v) if isinstance(v, Value) else v for v in columns[name]] for name in needed}
-
-
-def _response(request: _Request, rows: Mapping[str, Sequence[object]], answer: Answer) -> OnlineResponse:
-    response = GetOnlineFeaturesResponse()
-    response.metadata.feature_names.val.extend([*request.columns, *request.names])
-    for name in request.columns:
-        vector = response.results.add()
-        for value in rows[name]:
-            vector.values.append(_id_value(request.kinds[name], value))
-            vector.statuses.append(_STATUSES[Status.PRESENT])
-            vector.event_timestamps.add()
-    for column in (column for view in answer.columns for column in view):
-        vector = response.results.add()
-        for feature in column:
-            vector.values.append(feature.value)
-            vector.statuses.append(_STATUSES[feature.status])
-            stamp = vector.event_timestamps.add()
-            if feature.event_ms is not None:
-                stamp.FromMilliseconds(feature.event_ms)
-    return OnlineResponse(response, feature_types=request.kinds)
-
-
-def _id_value(kind: ValueType, value: object) -> Value:
-    try:
-        return to_proto(kind, value)
-    except (TypeError, ValueError):  # an id of the wrong type, shown as it came
-        return Value(string_val=str(value))
 
 
 def _feast_rows(

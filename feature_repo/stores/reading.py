@@ -66,7 +66,9 @@ class ReadPlan:
         view = wanted.view
         if isinstance(view, WindowView):
             return [layout.tiles_field(view, p) for p in range(self.partitions[view.topic])]
-        return [*(layout.feature_field(view.name, f) for f in wanted.features), layout.time_field(view.name)]
+        assert isinstance(view, BatchView)
+        name = view.stored_name
+        return [*(layout.feature_field(name, f) for f in wanted.features), layout.time_field(name)]
 
 
 def read(client: Redis, plan: ReadPlan, rows: Mapping[str, Sequence[object]], now: int, form: Form = NATIVE) -> Answer:
