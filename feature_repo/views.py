@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from feast import FeatureService, FeatureStore, FeatureView, StreamFeatureView
+from feast import FeatureService, FeatureStore, FeatureView, OnDemandFeatureView, RepoConfig, StreamFeatureView
 from feast.value_type import ValueType
 
 from feature_repo.windows import Aggregate, Layout
 
 DEFAULT_HOP = timedelta(minutes=1)
 DEFAULT_MAX_LAG_SECONDS = 10.0
+_PRESENCE = "presence."
 _PRESENCE_MEMBER, _PRESENCE_STATE, _PRESENCE_COUNT = "presence.member", "presence.state", "presence.count."
 _PRESENCE_TOPICS = "presence.topics"
 TOPIC_STATE = "topic"
@@ -30,13 +31,20 @@ class BadDefinition(ValueError):
 
 @dataclass(frozen=True)
 class BatchView:
-    """A view whose rows are materialized. `ttl` in ms, 0 for none; `features` map to Feast's value types."""
+    """A view whose rows are materialized or pushed. `ttl` in ms, 0 for none; `features` map to Feast's value types."""
 
     name: str
     join_keys: tuple[str, ...]
     key_types: tuple[ValueType, ...]
     features: Mapping[str, ValueType]
     ttl: int
+    version: int = 0
+    """Feast's version of the view, where its online versioning is on; rows of several versions lie side by side"""
+
+    @property
+    def stored_name(self) -> str:
+        """The name that its rows are stored under, as Feast forms it."""
+        return f"{self.name}_v{self.version}" if self.version else self.name
 
 
 @dataclass(frozen=True)
@@ -94,8 +102,12 @@ StreamView = WindowView | PresenceView
 View = BatchView | StreamView
 
 
-def compile_view(view: FeatureView) -> View:
-    """The compiled form of a view from the registry. Raises BadDefinition."""
+def compile_view(view: FeatureView | OnDemandFeatureView, versioned: bool = False) -> View:
+    """The compiled form of a view from the registry. Raises BadDefinition.
+
+    A stream feature view with neither aggregations nor tags ``presence.*`` is a batch view: its rows are pushed. So is
+    an on-demand view that is stored when it is written. `versioned`: whether Feast's online versioning is on.
+    """
     names = tuple(sorted(column.name for column in view.entity_columns))
     types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
     common: dict[str, Any] = {
@@ -104,10 +116,10 @@ def compile_view(view: FeatureView) -> View:
         "key_types": tuple(types[name] for name in names),
         "features": {f.name: f.dtype.to_value_type() for f in view.features if f.name not in types},
     }
-    if not isinstance(view, StreamFeatureView):
-        return BatchView(**common, ttl=_ms(view.ttl))
-    common["max_lag"] = _max_lag(view)
-    return _window_view(view, common) if view.aggregations else _presence_view(view, common)
+    if isinstance(view, StreamFeatureView) and (view.aggregations or any(t.startswith(_PRESENCE) for t in view.tags)):
+        common["max_lag"] = _max_lag(view)
+        return _window_view(view, common) if view.aggregations else _presence_view(view, common)
+    return BatchView(**common, ttl=_ms(getattr(view, "ttl", None)), version=_version(view) if versioned else 0)
 
 
 def stream_views(views: Iterable[FeatureView]) -> tuple[StreamView, ...]:
@@ -119,11 +131,17 @@ def stream_views(views: Iterable[FeatureView]) -> tuple[StreamView, ...]:
 def views_of_service(store: FeatureStore, service: FeatureService) -> list[tuple[View, tuple[str, ...]]]:
     """The views of a feature service, compiled, in its order, each with the features that the service takes of it."""
     compiled = []
+    versioned = online_versioning(store.config)
     for projection in service.feature_view_projections:
         view = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
         assert isinstance(view, FeatureView)
-        compiled.append((compile_view(view), tuple(feature.name for feature in projection.features)))
+        compiled.append((compile_view(view, versioned), tuple(feature.name for feature in projection.features)))
     return compiled
+
+
+def online_versioning(config: RepoConfig) -> bool:
+    """Whether the repository keeps the rows of a view's versions apart (``enable_online_feature_view_versioning``)."""
+    return bool(getattr(config.registry, "enable_online_feature_view_versioning", False))
 
 
 def features_hash(views: Sequence[tuple[View, Sequence[str]]], only: Collection[str] | None = None) -> str:
@@ -164,9 +182,7 @@ def _window_view(view: StreamFeatureView, common: dict[str, Any]) -> WindowView:
 def _presence_view(view: StreamFeatureView, common: dict[str, Any]) -> PresenceView:
     missing = [tag for tag in (_PRESENCE_MEMBER, _PRESENCE_STATE) if tag not in view.tags]
     if missing:
-        raise BadDefinition(
-            f"{view.name}: no aggregations and no tag {missing[0]!r}: neither a window nor a presence could be computed"
-        )
+        raise BadDefinition(f"{view.name}: tags {_PRESENCE}* but no tag {missing[0]!r}: no presence could be computed")
     counts = {
         tag.removeprefix(_PRESENCE_COUNT): state for tag, state in view.tags.items() if tag.startswith(_PRESENCE_COUNT)
     }
@@ -191,6 +207,12 @@ def _same_names(view: str, features: Iterable[str], computed: Iterable[str], wha
         name = sorted(declared ^ given)[0]
         side = f"in the schema but not among the {what}" if name in declared else f"among the {what} but not the schema"
         raise BadDefinition(f"{view}: feature {name!r} is {side}: it would never be served")
+
+
+def _version(view: FeatureView | OnDemandFeatureView) -> int:
+    """The version asked for (``view@v2:feature``), else the view's present one."""
+    asked = getattr(view.projection, "version_tag", None)
+    return int(getattr(view, "current_version_number", None) or 0 if asked is None else asked)
 
 
 def _topic(view: StreamFeatureView) -> str:

@@ -18,8 +18,8 @@ from feast.feature_server_utils import convert_response_to_dict
 from feast.online_response import OnlineResponse
 
 from feature_repo.stores.batch_rows import write_rows
-from feature_repo.stores.feast_requests import PLANS_KEPT
 from feature_repo.stores.online import TiffinOnlineStore
+from feature_repo.stores.online_requests import PLANS_KEPT
 from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.views import BatchView, compile_view
 from serving import feast_docs, feast_rows
@@ -175,7 +175,7 @@ class FeastReads:
             else:
                 features = _references(asked.features or [])
             full = asked.full_feature_names
-            needed = self._online.prepare(self._store.registry, self._store.project, features, full)
+            needed = self._online.prepare(self._store.config, self._store.registry, features, full)
         except _BAD_REQUEST as error:
             raise _unknown(error) from None
         return _Known(features, needed)

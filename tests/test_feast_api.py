@@ -14,7 +14,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64
 
 from feature_repo.clock import iso
-from feature_repo.stores.feast_requests import PLANS_KEPT
+from feature_repo.stores.online_requests import PLANS_KEPT
 from ingestion.events import DEAD_LETTERS
 from serving.bodies import MAX_BYTES
 from serving.feast_bodies import MAX_FEATURES, MAX_ROWS

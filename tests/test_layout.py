@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
+import pandas as pd
 import pytest
 from feast.infra.online_stores.helpers import _mmh3, _redis_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +22,19 @@ from feature_repo.stores.layout import BadEntity, feature_field, key_builder, pr
 from feature_repo.views import PresenceView, WindowView
 from feature_repo.windows import Aggregate, Layout
 
-FIELDS = {ValueType.INT64: "int64_val", ValueType.INT32: "int32_val", ValueType.STRING: "string_val"}
+FIELDS = {
+    ValueType.INT64: "int64_val",
+    ValueType.INT32: "int32_val",
+    ValueType.STRING: "string_val",
+    ValueType.BYTES: "bytes_val",
+    ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
+}
 IDS: dict[ValueType, st.SearchStrategy[Any]] = {
     ValueType.INT64: st.integers(-(2**63), 2**63 - 1),
     ValueType.INT32: st.integers(-(2**31), 2**31 - 1),
     ValueType.STRING: st.text(max_size=40),
+    ValueType.BYTES: st.binary(max_size=40),
+    ValueType.UNIX_TIMESTAMP: st.integers(-(2**63), 2**63 - 1),
 }
 AGGREGATES = (Aggregate("n", "x", "count", 60_000),)
 WINDOWS = WindowView(
@@ -56,6 +68,13 @@ def test_keys_are_those_of_feast(data: st.DataObject, keys: dict[str, ValueType]
     assert key_builder(project, names, kinds)(ids) == feast_key(project, names, kinds, ids)
 
 
+@given(moment=st.datetimes(timezones=st.none() | st.just(UTC) | st.just(ZoneInfo("Asia/Kathmandu"))))
+def test_instants_may_be_datetimes_and_are_what_feast_makes_of_them(moment: datetime) -> None:
+    (value,) = python_values_to_proto_values([moment], ValueType.UNIX_TIMESTAMP)
+    build = key_builder("p", ["id"], [ValueType.UNIX_TIMESTAMP])
+    assert build([moment]) == feast_key("p", ["id"], [ValueType.UNIX_TIMESTAMP], [value.unix_timestamp_val])
+
+
 @pytest.mark.parametrize("given_id", [np.int64(7), np.int32(7), np.uint8(7), 7])
 def test_numpys_whole_numbers_are_whole_numbers(given_id: object) -> None:
     build = key_builder("p", ["id"], [ValueType.INT64])
@@ -76,6 +95,12 @@ def test_numpys_whole_numbers_are_whole_numbers(given_id: object) -> None:
         (ValueType.STRING, None, "restaurant_id: None is not text"),
         (ValueType.STRING, 7, "restaurant_id: 7 is not text"),
         (ValueType.STRING, b"x", "is not text"),
+        (ValueType.BYTES, "x", "restaurant_id: 'x' is not bytes"),
+        (ValueType.BYTES, None, "restaurant_id: None is not bytes"),
+        (ValueType.UNIX_TIMESTAMP, "now", "restaurant_id: 'now' is neither a datetime nor whole seconds"),
+        (ValueType.UNIX_TIMESTAMP, 1.5, "restaurant_id: 1.5 is neither a datetime nor whole seconds"),
+        (ValueType.UNIX_TIMESTAMP, pd.NaT, "restaurant_id: NaT is neither a datetime nor whole seconds"),
+        (ValueType.UNIX_TIMESTAMP, 2**63, "is neither a datetime nor whole seconds"),
         (ValueType.STRING, "\ud800", "restaurant_id: '.ud800' is not text that UTF-8 can hold"),
     ],
 )
@@ -92,7 +117,7 @@ def test_a_bad_id_among_several_join_keys_is_refused_too() -> None:
         build([1, None])
 
 
-@pytest.mark.parametrize("kind", [ValueType.DOUBLE, ValueType.BOOL, ValueType.FLOAT_LIST, ValueType.BYTES])
+@pytest.mark.parametrize("kind", [ValueType.DOUBLE, ValueType.BOOL, ValueType.FLOAT_LIST, ValueType.UUID])
 def test_join_keys_of_other_types_are_refused_when_the_view_is_compiled(kind: ValueType) -> None:
     with pytest.raises(BadEntity, match=f"id: {kind.name} join keys are not supported"):
         key_builder("p", ["id"], [kind])

@@ -50,8 +50,13 @@ def presence(**tags: str | None) -> StreamFeatureView:
     return view
 
 
-def compiled(view: FeatureView) -> Any:
-    return compile_view(view)
+def with_tags(view: StreamFeatureView, tags: dict[str, str]) -> StreamFeatureView:
+    view.tags = tags
+    return view
+
+
+def compiled(view: FeatureView, versioned: bool = False) -> Any:
+    return compile_view(view, versioned)
 
 
 def test_a_window_view_is_compiled_from_the_definition_alone() -> None:
@@ -82,6 +87,23 @@ def test_a_batch_view_keeps_its_ttl_and_types_and_not_its_join_key() -> None:
     assert isinstance(view, BatchView)
     assert view.ttl == 86_400_000
     assert view.features == {"prep": ValueType.DOUBLE, "orders": ValueType.INT64, "cuisine": ValueType.STRING}
+
+
+def test_a_stream_view_with_neither_aggregations_nor_presence_tags_is_a_batch_view() -> None:
+    view = compiled(with_tags(presence(), {"team": "couriers", "max_lag_seconds": "soon"}))
+    assert isinstance(view, BatchView)
+    assert (view.name, view.ttl, set(view.features)) == ("couriers", 600_000, {"available", "busy"})
+    assert compile_stream_views([with_tags(presence(), {}), windows()]) == (compiled(windows()),)
+
+
+def test_rows_are_stored_by_version_only_where_feast_keeps_versions_apart() -> None:
+    view = as_registered(batch_view())
+    assert compiled(view).stored_name == compiled(view, versioned=True).stored_name == "profile"
+    view.current_version_number = 2
+    assert compiled(view).stored_name == "profile"
+    assert compiled(view, versioned=True).stored_name == "profile_v2"
+    view.projection.version_tag = 0
+    assert compiled(view, versioned=True).stored_name == "profile"
 
 
 def test_every_definition_of_the_project_can_be_served() -> None:
@@ -133,7 +155,11 @@ BAD: dict[str, tuple[Callable[[], FeatureView], str]] = {
     "a lag that is not a number": (lambda: windows(tags={"max_lag_seconds": "nan"}), "max_lag_seconds is 'nan'"),
     "a presence without a member": (
         lambda: presence(member=None),
-        "couriers: no aggregations and no tag 'presence.member': neither a window nor a presence could be computed",
+        r"couriers: tags presence\.\* but no tag 'presence.member': no presence could be computed",
+    ),
+    "a presence with its tags misspelled": (
+        lambda: with_tags(presence(), {"presence.members": "courier_id", "presence.stat": "status"}),
+        r"couriers: tags presence\.\* but no tag 'presence.member': no presence could be computed",
     ),
     "a presence without a state": (lambda: presence(state=None), "couriers: .*'presence.state'"),
     "a presence feature that counts nothing": (

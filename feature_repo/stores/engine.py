@@ -1,5 +1,7 @@
 """The Feast ComputeEngine plugin: batch views are materialized by their newest rows; stream views have none.
 
+Views that are transformed, or made of other views, go through Feast's own local engine, with our stores below it.
+
 Materializing reads the newest row of each entity in DuckDB, in chunks, and writes it under newest-wins, so running it
 again, or over a range that was done, changes nothing. It looks back a whole TTL before the range's end: rows that were
 written late are found however long ago the last run was.
@@ -10,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-from feast import Entity, FeatureView, OnDemandFeatureView, StreamFeatureView
+from feast import Entity, FeatureView, OnDemandFeatureView
 from feast.infra.common.materialization_job import (
     MaterializationJob,
     MaterializationJobStatus,
     MaterializationTask,
 )
 from feast.infra.compute_engines.base import ComputeEngine
+from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 from feast.type_map import python_values_to_proto_values
@@ -27,7 +30,7 @@ from feature_repo.stores.offline_sql import newest_rows_sql
 from feature_repo.stores.online import TiffinOnlineStore, store_settings
 from feature_repo.stores.sources import Source
 from feature_repo.stores.values import micros
-from feature_repo.views import BatchView, compile_view
+from feature_repo.views import BatchView, compile_view, online_versioning
 
 CHUNK_ROWS = 10_000
 
@@ -83,18 +86,22 @@ class TiffinComputeEngine(ComputeEngine):
         """Nothing to tear down."""
 
     def _materialize_one(self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any) -> MaterializationJob:
-        job = Job(f"{task.feature_view.name}-{task.start_time.isoformat()}-{task.end_time.isoformat()}")
-        if isinstance(task.feature_view, StreamFeatureView):
+        view = compile_view(task.feature_view, online_versioning(self.repo_config))
+        job = Job(f"{view.name}-{task.start_time.isoformat()}-{task.end_time.isoformat()}")
+        if not isinstance(view, BatchView):
             return job  # its values are computed from events when they are read: there is nothing to materialize
+        if _is_transformed(task.feature_view):
+            feasts = LocalComputeEngine(
+                repo_config=self.repo_config, offline_store=self.offline_store, online_store=self.online_store
+            )
+            return feasts._materialize_one(registry, task, **kwargs)
         try:
-            self._write(task)
+            self._write(task, view)
         except Exception as error:  # Feast's contract: the job carries the error, and the caller raises it
             job.failure = error
         return job
 
-    def _write(self, task: MaterializationTask) -> None:
-        view = compile_view(task.feature_view)
-        assert isinstance(view, BatchView)
+    def _write(self, task: MaterializationTask, view: BatchView) -> None:
         assert isinstance(self.online_store, TiffinOnlineStore)
         source = Source.of(task.feature_view.batch_source, self.repo_config.repo_path)
         files = source.files()
@@ -103,17 +110,22 @@ class TiffinComputeEngine(ComputeEngine):
         last = micros(task.end_time)
         first = min(micros(task.start_time), last - view.ttl * 1000)
         query = newest_rows_sql(source, view, files, first, last)
-        client = self.online_store.client(self.repo_config)
+        client, expire_s = self.online_store.client(self.repo_config), self.repo_config.online_store.key_ttl_seconds
         with connect(store_settings(self.repo_config)) as connection:
             connection.execute(f"CREATE TEMP TABLE newest AS {query}")
             ((count,),) = connection.execute("SELECT count(*) FROM newest").fetchall()
             bar = task.tqdm_builder(count) if task.tqdm_builder else None
             for batch in connection.execute("FROM newest").to_arrow_reader(CHUNK_ROWS):
-                write_rows(client, self.repo_config.project, view, _rows(view, batch))
+                write_rows(client, self.repo_config.project, view, _rows(view, batch), expire_s)
                 if bar is not None:
                     bar.update(batch.num_rows)
             if bar is not None:
                 bar.close()
+
+
+def _is_transformed(view: FeatureView) -> bool:
+    """Whether its rows are more than its source's columns: what then is to be done, Feast's own engine knows."""
+    return bool(getattr(view, "feature_transformation", None) or getattr(view, "source_views", None))
 
 
 def _rows(view: BatchView, batch: pa.RecordBatch) -> Iterator[Row]:
@@ -121,7 +133,7 @@ def _rows(view: BatchView, batch: pa.RecordBatch) -> Iterator[Row]:
     names = list(view.features)
     columns = []
     for name in names:
-        protos = python_values_to_proto_values(batch.column(name).to_pylist(), view.features[name])
+        protos = python_values_to_proto_values(_values(batch.column(name)), view.features[name])
         columns.append([proto.SerializeToString() for proto in protos])
     events, created = batch.column("__event").to_pylist(), batch.column("__created").to_pylist()
     for i in range(batch.num_rows):
@@ -129,3 +141,10 @@ def _rows(view: BatchView, batch: pa.RecordBatch) -> Iterator[Row]:
         if None in key:
             continue  # a row of nobody
         yield Row(key, {n: c[i] for n, c in zip(names, columns, strict=True)}, events[i], created[i])
+
+
+def _values(column: pa.Array) -> list[Any]:
+    values: list[Any] = column.to_pylist()
+    if pa.types.is_map(column.type):  # Arrow gives pairs, Feast wants dictionaries
+        return [None if pairs is None else dict(pairs) for pairs in values]
+    return values

@@ -22,6 +22,7 @@ import mmh3
 from feast.protos.feast.types.Value_pb2 import ValueType as Tag
 from feast.value_type import ValueType
 
+from feature_repo.stores.values import whole_seconds
 from feature_repo.views import PresenceView, WindowView
 
 PARTITION_COUNT = b"n"
@@ -141,6 +142,17 @@ def _head(join_keys: Sequence[str]) -> bytes:
 
 
 def _packer(name: str, kind: ValueType) -> Callable[[object], bytes]:
+    def raw(value: object) -> bytes:
+        if not isinstance(value, bytes):
+            raise BadEntity(f"{name}: {value!r} is not bytes")
+        return struct.pack("<II", Tag.BYTES, len(value)) + value
+
+    def instant(value: object) -> bytes:
+        try:
+            return _I64.pack(Tag.UNIX_TIMESTAMP, 8, whole_seconds(value))
+        except (TypeError, struct.error):
+            raise BadEntity(f"{name}: {value!r} is neither a datetime nor whole seconds since the epoch") from None
+
     def text(value: object) -> bytes:
         if not isinstance(value, str):
             raise BadEntity(f"{name}: {value!r} is not text")
@@ -167,4 +179,10 @@ def _packer(name: str, kind: ValueType) -> Callable[[object], bytes]:
         return whole(_I64, Tag.INT64, 8)
     if kind == ValueType.INT32:
         return whole(_I32, Tag.INT32, 4)
-    raise BadEntity(f"{name}: {kind.name} join keys are not supported: use INT64, INT32 or STRING")
+    if kind == ValueType.BYTES:
+        return raw
+    if kind == ValueType.UNIX_TIMESTAMP:
+        return instant
+    raise BadEntity(
+        f"{name}: {kind.name} join keys are not supported: use INT64, INT32, STRING, BYTES or UNIX_TIMESTAMP"
+    )

@@ -12,6 +12,7 @@ from feast import FeatureView, OnDemandFeatureView, RepoConfig
 from feast.data_source import DataSource
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.feature_logging import LoggingConfig, LoggingSource
+from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
@@ -21,12 +22,14 @@ from feast.saved_dataset import SavedDatasetStorage
 from feast.utils import _parse_feature_ref
 
 from feature_repo.stores import offline_sql
-from feature_repo.stores.duckdb_client import Connection, connect, identifier
+from feature_repo.stores.duckdb_client import Connection, connect, identifier, parquet_files
 from feature_repo.stores.online import store_settings
 from feature_repo.stores.parquet_files import append_file, replace_file
 from feature_repo.stores.sources import Source, relation
-from feature_repo.stores.values import micros
+from feature_repo.stores.values import from_micros, micros
 from feature_repo.views import compile_view
+
+_EVERY_COLUMN = "* EXCLUDE (filename, file_row_number)"
 
 
 class TiffinOfflineStoreConfig(FeastConfigBaseModel):
@@ -44,10 +47,11 @@ class DuckDBRetrievalJob(RetrievalJob):
         run: Callable[[Connection], pa.Table],
         full_feature_names: bool = False,
         on_demand: Sequence[OnDemandFeatureView] = (),
-        metadata: RetrievalMetadata | None = None,
+        metadata: Callable[[], RetrievalMetadata] | None = None,
     ) -> None:
         self._config, self._run = config, run
-        self._full, self._on_demand, self._metadata = full_feature_names, list(on_demand), metadata
+        self._full, self._on_demand = full_feature_names, list(on_demand)
+        self._metadata: Callable[[], RetrievalMetadata] | RetrievalMetadata | None = metadata
 
     @property
     def full_feature_names(self) -> bool:
@@ -61,16 +65,26 @@ class DuckDBRetrievalJob(RetrievalJob):
 
     @property
     def metadata(self) -> RetrievalMetadata | None:
-        """What the job retrieves."""
+        """What the job retrieves; its entity rows are looked at when this is first asked for."""
+        if callable(self._metadata):
+            self._metadata = self._metadata()
         return self._metadata
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Write the result as one Parquet file, atomically. Raises SavedDatasetLocationAlreadyExists."""
+        """Write the result as one Parquet file, atomically; in a folder it takes the place of what was there.
+
+        Raises SavedDatasetLocationAlreadyExists.
+        """
         assert isinstance(storage, SavedDatasetFileStorage)
         path = _path(storage.file_options.uri, self._config)
         if path.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(path))
-        replace_file(path, self.to_arrow())
+        before = parquet_files(path) if path.is_dir() else []
+        target = path / "rows.parquet" if path.is_dir() else path
+        replace_file(target, self.to_arrow())
+        for other in before:
+            if other != target:
+                other.unlink(missing_ok=True)
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         with connect(store_settings(self._config)) as connection:
@@ -106,7 +120,7 @@ class TiffinOfflineStore(OfflineStore):
         rows = entity_df
 
         def run(connection: Connection) -> pa.Table:
-            entities = _register_entities(connection, rows)
+            entities, _ = _register_entities(connection, rows)
             for name in sorted(set(names) & set(entities)):
                 raise ValueError(
                     f"{name!r} is both an entity column and a feature: one would hide the other; "
@@ -128,7 +142,7 @@ class TiffinOfflineStore(OfflineStore):
             run,
             full_feature_names,
             OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
-            RetrievalMetadata(features=feature_refs, keys=_entity_columns(entity_df)),
+            lambda: _metadata(config, feature_refs, rows),
         )
 
     @staticmethod
@@ -143,7 +157,7 @@ class TiffinOfflineStore(OfflineStore):
         end_date: datetime,
     ) -> RetrievalJob:
         """The newest row of each entity between the two instants."""
-        columns = [*join_key_columns, *feature_name_columns, timestamp_field]
+        columns = [*(join_key_columns or [DUMMY_ENTITY_ID]), *feature_name_columns, timestamp_field]
         order = f"{identifier(timestamp_field)} DESC"
         if created_timestamp_column:
             columns.append(created_timestamp_column)
@@ -164,10 +178,12 @@ class TiffinOfflineStore(OfflineStore):
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> RetrievalJob:
-        """Every row between the two instants."""
-        columns = [*join_key_columns, *feature_name_columns, timestamp_field]
+        """Every row between the two instants; with every column of the source if no features are named."""
+        columns = [*(join_key_columns or [DUMMY_ENTITY_ID]), *feature_name_columns, timestamp_field]
         if created_timestamp_column:
             columns.append(created_timestamp_column)
+        if not feature_name_columns:
+            columns = [_EVERY_COLUMN, *([] if join_key_columns else [DUMMY_ENTITY_ID])]
         return _pull(config, data_source, columns, timestamp_field, start_date, end_date)
 
     @staticmethod
@@ -242,8 +258,8 @@ def _log_of(config: RepoConfig, registry: BaseRegistry, topic: str) -> Source:
     return Source.of(getattr(stream, "batch_source", None), config.repo_path)
 
 
-def _register_entities(connection: Connection, rows: pd.DataFrame | pa.Table | str) -> list[str]:
-    """Make the table ``entity_rows``; the names of its own columns."""
+def _register_entities(connection: Connection, rows: pd.DataFrame | pa.Table | str) -> tuple[list[str], str]:
+    """Make the table ``entity_rows``; the names of its own columns, and which of them holds the instants."""
     table = _entity_table(connection, rows)
     schema = {field.name: field.type.to_pandas_dtype() for field in table.schema}
     stamp = infer_event_timestamp_from_entity_df(schema)
@@ -260,7 +276,7 @@ def _register_entities(connection: Connection, rows: pd.DataFrame | pa.Table | s
     connection.execute(
         f"CREATE TEMP TABLE entity_rows AS SELECT *, epoch_us({identifier(stamp)}) AS __us FROM entity_input"
     )
-    return names
+    return names, stamp
 
 
 def _entity_table(connection: Connection, rows: pd.DataFrame | pa.Table | str) -> pa.Table:
@@ -269,10 +285,13 @@ def _entity_table(connection: Connection, rows: pd.DataFrame | pa.Table | str) -
     return rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
 
 
-def _entity_columns(rows: pd.DataFrame | pa.Table | str) -> list[str]:
-    if isinstance(rows, str):
-        return []
-    return list(rows.column_names if isinstance(rows, pa.Table) else rows.columns)
+def _metadata(config: RepoConfig, refs: list[str], rows: pd.DataFrame | pa.Table | str) -> RetrievalMetadata:
+    """What is asked for: features, the entity rows' columns but their instants, and the first and last instant."""
+    with connect(store_settings(config)) as connection:
+        names, stamp = _register_entities(connection, rows)
+        first, last = connection.execute("SELECT min(__us), max(__us) FROM entity_rows").fetchall()[0]
+    moments = [None if us is None else from_micros(us) for us in (first, last)]
+    return RetrievalMetadata(refs, [name for name in names if name != stamp], *moments)
 
 
 def _pull(
@@ -289,11 +308,13 @@ def _pull(
     def run(connection: Connection) -> pa.Table:
         files = source.files()
         if not files:
-            return pa.table({name: pa.nulls(0) for name in columns})
+            return pa.table({name: pa.nulls(0) for name in columns if name != _EVERY_COLUMN})
         instant = source.micros(timestamp_field)
         bounds = [f"{instant} >= {micros(start)}"] if start else []
         bounds += [f"{instant} <= {micros(end)}"] if end else []
-        selected = ", ".join(f"{source.column(name)} AS {identifier(name)}" for name in columns)
+        selected = ", ".join(
+            name if name == _EVERY_COLUMN else f"{source.column(name)} AS {identifier(name)}" for name in columns
+        )
         where = f"WHERE {' AND '.join(bounds)}" if bounds else ""
         return _arrow(connection, f"SELECT {selected} FROM {relation(files)} {where} {qualify}")
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from feast import Entity, FeatureService, FeatureView, RepoConfig, StreamFeatureView
+from feast import Entity, FeatureService, FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.infra.supported_async_methods import SupportedAsyncMethods
@@ -21,21 +21,25 @@ from feast.repo_config import FeastConfigBaseModel
 from feature_repo.clock import Clock, clock_of, from_ms
 from feature_repo.settings import Settings, settings
 from feature_repo.stores import layout
-from feature_repo.stores.batch_rows import Row, write_rows
-from feature_repo.stores.feast_requests import EntityRows, RequestPlans, columnar, response
+from feature_repo.stores.batch_rows import Row, delete_rows, write_rows
+from feature_repo.stores.online_requests import EntityRows, Request, RequestPlans
 from feature_repo.stores.reading import Answer, Feature, ReadPlan, Status, Wanted, read, read_async
 from feature_repo.stores.redis_client import AsyncRedis, Redis, connect, connect_async
-from feature_repo.stores.values import PROTO, from_proto, micros
-from feature_repo.views import BatchView, compile_view
+from feature_repo.stores.values import PROTO, from_proto, micros, serialized
+from feature_repo.views import BatchView, compile_view, online_versioning
 
 FeastRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 _WRITE_CHUNK = 2000
 
 
 class TiffinOnlineStoreConfig(FeastConfigBaseModel):
-    """Nothing to set here: addresses are settings of the process."""
+    """Addresses are not set here: they are settings of the process."""
 
     type: Literal["feature_repo.stores.online.TiffinOnlineStore"] = "feature_repo.stores.online.TiffinOnlineStore"
+
+    key_ttl_seconds: int | None = None
+    """Seconds after the last write to a batch row at which the store deletes it; unset: never. Read then, it is
+    NOT_FOUND. Needs Valkey 9 or Redis 7.4. A view's ``ttl`` says how old a value may be; this saves memory."""
 
 
 class TiffinOnlineStore(OnlineStore):
@@ -62,15 +66,17 @@ class TiffinOnlineStore(OnlineStore):
         return self._client
 
     def prepare(
-        self, registry: BaseRegistry, project: str, features: list[str] | FeatureService, full_feature_names: bool
+        self, config: RepoConfig, registry: BaseRegistry, features: list[str] | FeatureService, full_feature_names: bool
     ) -> tuple[str, ...] | None:
         """Resolve a request before its first read: that may take milliseconds, which an event loop does not have.
 
-        The entity columns that it needs; None where only Feast's generic read will do. Raises what Feast raises for
-        features that it does not know.
+        The entity columns that it needs; None where more is done than reading them: Feast computes on-demand views.
+        Raises what Feast raises for features that it does not know.
         """
-        request = self._plans.find(registry, project, features, full_feature_names)
-        return None if request is None else tuple(request.columns)
+        request = self._request(config, registry, config.project, features, full_feature_names)
+        if request.entityless or request.context.on_demand:
+            return None
+        return tuple(request.columns)
 
     def online_write_batch(
         self,
@@ -80,12 +86,23 @@ class TiffinOnlineStore(OnlineStore):
         progress: Callable[[int], Any] | None,
     ) -> None:
         """Write batch rows, newest wins. Raises TypeError for a stream view, whose values come of its events alone."""
-        view = _batch_view(table)
+        view = _batch_view(config, table)
         for start in range(0, len(data), _WRITE_CHUNK):
             chunk = data[start : start + _WRITE_CHUNK]
-            write_rows(self.client(config), config.project, view, (_row(view, row) for row in chunk))
+            rows = (_row(view, row) for row in chunk)
+            write_rows(self.client(config), config.project, view, rows, config.online_store.key_ttl_seconds)
             if progress:
                 progress(len(chunk))
+
+    async def online_write_batch_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """The same, in a thread, so that the loop goes on."""
+        await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
     def online_read(
         self,
@@ -95,7 +112,7 @@ class TiffinOnlineStore(OnlineStore):
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """Feast's generic read of one view: (event time, {feature: value}), or (None, None) where nothing is known."""
-        view = compile_view(table)
+        view = compile_view(table, online_versioning(config))
         features = tuple(requested_features or view.features)
         rows = _columns(view.join_keys, entity_keys)
         plan = ReadPlan(config.project, [Wanted(view, features, view.join_keys)])
@@ -110,7 +127,7 @@ class TiffinOnlineStore(OnlineStore):
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """The same, for asyncio."""
-        view = compile_view(table)
+        view = compile_view(table, online_versioning(config))
         features = tuple(requested_features or view.features)
         rows = _columns(view.join_keys, entity_keys)
         plan = ReadPlan(config.project, [Wanted(view, features, view.join_keys)])
@@ -127,21 +144,15 @@ class TiffinOnlineStore(OnlineStore):
         full_feature_names: bool = False,
         include_feature_view_version_metadata: bool = False,
     ) -> OnlineResponse:
-        """Feast's read, in one pipeline for all views. Statuses are the store's own, not inferred from nulls."""
-        request = self._plans.find(registry, project, features, full_feature_names)
-        if request is None:
-            return super().get_online_features(
-                config,
-                features,
-                entity_rows,
-                registry,
-                project,
-                full_feature_names,
-                include_feature_view_version_metadata,
-            )
-        rows = columnar(entity_rows, request)
+        """Feast's read, in one pipeline for all views. Statuses are the store's own, not inferred from nulls.
+
+        A null id, or one of another type, is NOT_FOUND in its own row. Views are read whatever their lifecycle state:
+        a materialization under way refuses nothing.
+        """
+        request = self._request(config, registry, project, features, full_feature_names)
+        rows = request.rows(entity_rows)
         answer = read(self.client(config), request.plan, rows, self._now(config), PROTO)
-        return response(request, rows, answer, include_feature_view_version_metadata)
+        return request.response(rows, answer, include_feature_view_version_metadata)
 
     async def get_online_features_async(
         self,
@@ -154,20 +165,10 @@ class TiffinOnlineStore(OnlineStore):
         include_feature_view_version_metadata: bool = False,
     ) -> OnlineResponse:
         """The same, for asyncio."""
-        request = self._plans.find(registry, project, features, full_feature_names)
-        if request is None:
-            return await super().get_online_features_async(
-                config,
-                features,
-                entity_rows,
-                registry,
-                project,
-                full_feature_names,
-                include_feature_view_version_metadata,
-            )
-        rows = columnar(entity_rows, request)
+        request = self._request(config, registry, project, features, full_feature_names)
+        rows = request.rows(entity_rows)
         answer = await read_async(self._connected(config), request.plan, rows, self._now(config), PROTO)
-        return response(request, rows, answer, include_feature_view_version_metadata)
+        return request.response(rows, answer, include_feature_view_version_metadata)
 
     def update(
         self,
@@ -178,14 +179,18 @@ class TiffinOnlineStore(OnlineStore):
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        """Called by `feast apply`: refuses definitions that could not be served. Touches no data.
+        """Called by `feast apply`: refuses definitions that could not be served, deletes the rows of removed views.
 
-        Raises views.BadDefinition or layout.BadEntity.
+        What streams have left of a removed view stays: it is bounded, and names the definition it is of. Raises
+        views.BadDefinition or layout.BadEntity.
         """
+        versioned = online_versioning(config)
         for table in tables_to_keep:
-            if isinstance(table, FeatureView):
-                view = compile_view(table)
-                layout.key_builder(config.project, view.join_keys, view.key_types)
+            view = compile_view(table, versioned)
+            layout.key_builder(config.project, view.join_keys, view.key_types)
+        for table in tables_to_delete:
+            if isinstance(view := compile_view(table, versioned), BatchView):
+                delete_rows(self.client(config), config.project, view)
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Delete this project's entities and streams from the store."""
@@ -219,14 +224,27 @@ class TiffinOnlineStore(OnlineStore):
             self._clock = clock_of(settings())
         return self._clock()
 
+    def _is_versioned_read_supported(self) -> bool:
+        return True
+
+    def _request(
+        self,
+        config: RepoConfig,
+        registry: BaseRegistry,
+        project: str,
+        features: list[str] | FeatureService,
+        full: bool,
+    ) -> Request:
+        return self._plans.find(registry, project, features, full, online_versioning(config))
+
 
 def store_settings(config: RepoConfig) -> Settings:
     """The process's settings, for the repository folder that Feast was pointed at."""
     return settings().model_copy(update={"repo": Path(config.repo_path or settings().repo).resolve()})
 
 
-def _batch_view(table: FeatureView) -> BatchView:
-    view = None if isinstance(table, StreamFeatureView) else compile_view(table)
+def _batch_view(config: RepoConfig, table: FeatureView) -> BatchView:
+    view = compile_view(table, online_versioning(config))
     if not isinstance(view, BatchView):
         raise TypeError(
             f"{table.name} is a stream view: its values are computed from events, so rows written to it would be "
@@ -238,9 +256,9 @@ def _batch_view(table: FeatureView) -> BatchView:
 def _row(view: BatchView, row: FeastRow) -> Row:
     key, values, event, created = row
     ids = dict(zip(key.join_keys, (from_proto(value) for value in key.entity_values), strict=True))
-    serialized = {name: value.SerializeToString() for name, value in values.items()}
+    stored = {name: serialized(value) for name, value in values.items()}
     return Row(
-        [ids[name] for name in view.join_keys], serialized, micros(event), None if created is None else micros(created)
+        [ids[name] for name in view.join_keys], stored, micros(event), None if created is None else micros(created)
     )
 
 

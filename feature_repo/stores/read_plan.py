@@ -33,7 +33,9 @@ class Shape(NamedTuple):
         view = read.view
         if isinstance(view, WindowView):
             return [layout.tiles_field(view, p) for p in range(self.partitions[view.topic])]
-        return [*(layout.feature_field(view.name, f) for f in read.features), layout.time_field(view.name)]
+        assert isinstance(view, BatchView)
+        name = view.stored_name
+        return [*(layout.feature_field(name, f) for f in read.features), layout.time_field(name)]
 
 
 class ReadPlan:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from feast import FileSource
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.value_type import ValueType
 
 from feature_repo.stores.duckdb_client import identifier, literal, parquet_files
@@ -64,7 +65,9 @@ class Source:
         return [f for f in files if not f.parent.name.startswith("date=") or f.parent.name >= floor]
 
     def column(self, name: str) -> str:
-        """A column's quoted name in the files."""
+        """A column's quoted name in the files; the join key of views without entities is in none, and everywhere ''."""
+        if name == DUMMY_ENTITY_ID:
+            return literal(DUMMY_ENTITY_VAL)
         return identifier(self.mapping.get(name, name))
 
     def micros(self, column: str) -> str:

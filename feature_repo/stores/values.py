@@ -3,10 +3,14 @@
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
+import pandas as pd
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import NULL_TIMESTAMP_INT_VALUE, feast_value_type_to_python_type, python_values_to_proto_values
 from feast.value_type import ValueType
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -18,30 +22,68 @@ _FIELDS = {
     ValueType.FLOAT: ("float_val", float),
     ValueType.STRING: ("string_val", str),
     ValueType.BOOL: ("bool_val", bool),
+    ValueType.BYTES: ("bytes_val", bytes),
 }
+_SCALARS = {field for field, _ in _FIELDS.values()} | {"unix_timestamp_val"}
 
 
 def to_proto(kind: ValueType, value: Any) -> Value:
-    """`value` as a message of the scalar type `kind`; None gives the null value. Raises KeyError for other types."""
+    """`value` as a message of the type `kind`, as Feast converts it; None gives the null value.
+
+    Raises TypeError or ValueError for a value that is not of that type.
+    """
     if value is None:
         return Value()
+    if kind == ValueType.UNIX_TIMESTAMP:
+        return Value(unix_timestamp_val=whole_seconds(value))
+    if kind not in _FIELDS:
+        (message,) = python_values_to_proto_values([value], kind)
+        return message
     field, convert = _FIELDS[kind]
     return Value(**{field: convert(value)})
 
 
 def from_proto(message: Value) -> Any:
-    """The Python value of a message: a scalar, a list, a dictionary, or None for null."""
+    """The Python value of a message, or None for null; an instant is seconds since the epoch, a list a list."""
     field = message.WhichOneof("val")
     if field is None or field == "null_val":
         return None
     value = getattr(message, field)
-    inner = getattr(value, "val", value)
-    return list(inner) if inner is not value else value
+    if field in _SCALARS:
+        return value
+    if field.endswith("_list_val") and (len(value.val) == 0 or not isinstance(value.val[0], Message)):
+        return list(value.val)
+    return feast_value_type_to_python_type(message)  # maps, sets, decimals, lists of lists
+
+
+def whole_seconds(moment: object) -> int:
+    """An instant in whole seconds since the epoch: of a datetime (naive is UTC), or of such a number.
+
+    Fractions are cut off, as Feast does: towards the epoch. Raises TypeError for anything else.
+    """
+    if isinstance(moment, dt.datetime) and not pd.isna(moment):  # NaT is a datetime, too
+        whole = abs(micros(moment)) // 1_000_000
+        return whole if micros(moment) >= 0 else -whole
+    if isinstance(moment, bool) or not isinstance(moment, SupportsIndex):
+        raise TypeError(f"{moment!r} is neither a datetime nor whole seconds since the epoch")
+    return index(moment)
+
+
+def serialized(message: Value) -> bytes:
+    """A message as it is stored; what Feast writes for a missing instant is stored as null."""
+    if message.WhichOneof("val") == "unix_timestamp_val" and message.unix_timestamp_val == NULL_TIMESTAMP_INT_VALUE:
+        return b""
+    return bytes(message.SerializeToString())
 
 
 def micros(moment: dt.datetime) -> int:
     """Microseconds since the epoch; a naive datetime is UTC, as everywhere in Feast."""
     return ((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)) - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros_since_epoch: int) -> dt.datetime:
+    """The aware datetime of an instant."""
+    return _EPOCH + micros_since_epoch * _MICROSECOND
 
 
 def timestamp_bytes(micros_since_epoch: int) -> bytes:
