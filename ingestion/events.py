@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from feature_repo.clock import iso, to_ms
 from feature_repo.windows import MAX_AHEAD_MS, MAX_MAGNITUDE
+from ingestion.json_form import json_fault
 
 MAX_BYTES = 512 * 1024
 """A longer event is refused: brokers and dead letters take no more."""
@@ -172,6 +173,7 @@ _NAMES = {
     topic: tuple(name for name, hint in t.schema.__annotations__.items() if hint is Name)
     for topic, t in EVENT_TYPES.items()
 }
+_SHOWN = 200  # bytes of an unreadable record that are shown
 _MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999  # what a datetime can hold: years 1 to 9999
 
 
@@ -186,12 +188,15 @@ def event_type(topic: str) -> EventType:
 def parse(topic: str, value: bytes, append_ms: int) -> Event:
     """The event in `value`, a record of `topic` appended at `append_ms` (ms since the epoch).
 
-    Raises BadEvent, naming the field, for a record that is not JSON, misses a field, holds a wrong type, says the
-    impossible, or is stamped more than 60 s ahead of its append time.
+    Raises BadEvent, naming the field, for a record that is too long, nested too deeply, not JSON in UTF-8, misses a
+    field, holds a wrong type, says the impossible, or is stamped more than 60 s ahead of its append time.
     """
     kind = event_type(topic)
     if len(value) > MAX_BYTES:
         raise BadEvent("event", f"{len(value)} bytes", f"more than {MAX_BYTES} bytes: it would fit nowhere else")
+    fault = json_fault(value)
+    if fault is not None:
+        raise BadEvent("event", _shown(value), f"{fault}: not every reader could read it")
     try:
         decoded = _DECODERS[topic].decode(value)
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -261,6 +266,10 @@ def arrow_schema(topic: str) -> pa.Schema:
     return pa.schema([*fields, pa.field("extra", pa.string())])
 
 
+def _shown(value: bytes) -> str:
+    return value[:_SHOWN].decode("utf-8", "replace")
+
+
 def _milliseconds(field: str, moment: datetime | int) -> int:
     instant = to_ms(moment) if isinstance(moment, datetime) else moment
     if not _MIN_MS <= instant <= _MAX_MS:
@@ -274,7 +283,7 @@ def _explained(error: Exception, value: bytes) -> BadEvent:
     try:
         document = msgspec.json.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return BadEvent("event", value[:200].decode("utf-8", "replace"), f"not JSON ({text}): it cannot be read")
+        return BadEvent("event", _shown(value), f"not JSON ({text}): it cannot be read")
     if not isinstance(document, dict):
         return BadEvent("event", document, "not a JSON object: it has no fields to read")
     reason, _, path = text.partition(" - at `$.")

@@ -419,7 +419,8 @@ class KafkaLogConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # the 
 
     def _taken(self, where: TopicPartition, batch: Sequence[Any]) -> list[Record]:
         self._positions[where] = batch[-1].offset + 1
-        return [Record(*where, record.offset, record.timestamp, record.key, record.value) for record in batch]
+        # A record without a value, as compaction knows them, says nothing; but it has an offset, and a reader.
+        return [Record(*where, record.offset, record.timestamp, record.key, record.value or b"") for record in batch]
 
     def _catch_up(self) -> None:
         """Count what is no record to us (the marks that end transactions) as passed, so that positions reach ends."""

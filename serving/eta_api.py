@@ -12,7 +12,7 @@ from serving.metrics import PREDICTIONS, REFUSALS
 from serving.modes import Mode
 from serving.predictor import Predictor
 from serving.problems import Problem, ProblemDetails, invalid
-from serving.schemas import Eta, Order, Orders, Outcome, Outcomes
+from serving.schemas import AnyOrders, Eta, Order, Orders, Outcome, Outcomes
 
 Body = TypeVar("Body", bound=BaseModel)
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -49,8 +49,10 @@ def eta_router(predictor: Predictor) -> APIRouter:
     @router.post("/v1/eta/batch", responses=_PROBLEMS, openapi_extra=_body_of(Orders))
     async def eta_of_orders(request: Request) -> Outcomes:
         """When each of up to 500 orders would arrive; each has its own outcome."""
-        orders = (await _read(request, Orders)).orders
-        answers = await _predict(predictor, orders)
+        orders = [_order(document) for document in (await _read(request, AnyOrders)).orders]
+        good = [order for order in orders if isinstance(order, Order)]
+        predicted = iter(await _predict(predictor, good) if good else [])
+        answers = [next(predicted) if isinstance(order, Order) else order for order in orders]
         return Outcomes(outcomes=[_outcome(i, answer) for i, answer in enumerate(answers)])
 
     return router
@@ -75,6 +77,15 @@ async def _read(request: Request, model: type[Body]) -> Body:
         return model.model_validate_json(await read_body(request))
     except ValidationError as error:
         raise invalid(error) from None
+
+
+def _order(document: object) -> Order | Problem:
+    """An order of a batch, or what is wrong with it: the others have nothing to do with it."""
+    try:
+        return Order.model_validate(document)
+    except ValidationError as error:
+        REFUSALS.labels(status=422).inc()
+        return invalid(error)
 
 
 def _outcome(index: int, answer: Eta | Problem) -> Outcome:

@@ -54,6 +54,8 @@ def refused(field: str, value: object, reason: str, status: int = 422) -> Proble
 def decode(body: bytes, kind: type[Body]) -> Body:
     """The body. Raises Problem, naming the field that is missing or of another type. Unknown fields are let through."""
     try:
+        if not body.isascii():
+            body.decode()  # the decoder looks at the UTF-8 of what it keeps alone
         return msgspec.json.decode(body, type=kind)
     except JSON_ERRORS as error:
         reason, _, path = str(error).partition(" - at `$.")
@@ -104,11 +106,12 @@ def events(given: Columns) -> list[bytes]:
 
 def _value(body: bytes, field: str) -> str:
     """What stands in the body's field of that name; the body where there is none."""
-    if not field:
-        return _shown(body)
-    name, _, _ = field.partition("[")
-    found = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    return _shown(bytes(found[name.partition(".")[0]]))
+    name = field.partition("[")[0].partition(".")[0]
+    try:
+        found = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except JSON_ERRORS:  # something else is wrong too, further on
+        found = {}
+    return _shown(bytes(found.get(name, body)))
 
 
 def _shown(data: bytes) -> str:

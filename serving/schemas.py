@@ -30,6 +30,14 @@ class Orders(BaseModel):
     orders: list[Order] = Field(min_length=1, max_length=MAX_ORDERS)
 
 
+class AnyOrders(BaseModel):
+    """`Orders` that are still to be looked at, each for itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    orders: list[Any] = Field(min_length=1, max_length=MAX_ORDERS)
+
+
 class FeatureValue(BaseModel):
     """A feature as it was served. `age_seconds` is how old what it speaks of is, at `as_of`; null if unknown."""
 

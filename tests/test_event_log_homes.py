@@ -147,3 +147,16 @@ def test_what_others_write_to_kafka_in_transactions_counts_when_it_is_committed(
     settle(lambda: reader.position(where) == reader.ends()[where] == 6, reader)
     reader.close()
     log.close()
+
+
+@pytest.mark.kafka
+def test_a_record_of_kafka_without_a_value_is_an_empty_one(kafka_server: KafkaServer) -> None:
+    log = KafkaLog(kafka_server.bootstrap_servers, "empty-")
+    log.create_topics([TOPIC], 1)
+    with KafkaProducer(bootstrap_servers=kafka_server.bootstrap_servers) as producer:
+        producer.send("empty-" + TOPIC, None, b"k").get(DEADLINE_S)
+    consumer = log.consumer([TOPIC], None, from_begin)
+    ((record,),) = read(1, consumer)
+    assert (record.key, record.value) == (b"k", b"")
+    consumer.close()
+    log.close()

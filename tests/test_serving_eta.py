@@ -155,8 +155,57 @@ def test_a_path_that_is_no_id_is_refused_by_name(shared: Stack, given: str) -> N
 def test_an_order_whose_id_is_no_id_is_refused_by_name_and_value(shared: Stack, given: object) -> None:
     refused = problem(shared.post("/v1/eta", {"restaurant_id": given}), 422)
     assert (refused["errors"][0]["field"], refused["errors"][0]["value"]) == ("restaurant_id", repr(given))
-    refused = problem(shared.post("/v1/eta/batch", {"orders": [{"restaurant_id": 1}, {"restaurant_id": given}]}), 422)
-    assert refused["errors"][0]["field"] == "orders.1.restaurant_id"
+
+
+@pytest.mark.parametrize(
+    ("order", "field"),
+    [
+        ({"restaurant_id": None}, "restaurant_id"),
+        ({"restaurant_id": "1"}, "restaurant_id"),
+        ({"restaurant_id": 2**70}, "restaurant_id"),
+        ({"restaurant_id": True}, "restaurant_id"),
+        ({"restaurant_id": 1.5}, "restaurant_id"),
+        ({"restaurant_id": [1]}, "restaurant_id"),
+        ({"restaurant_id": 1, "zone_id": "2"}, "zone_id"),
+        ({"restaurant_id": 1, "zone_id": -(2**63) - 1}, "zone_id"),
+        ({"restaurant_id": 1, "require": "best"}, "require"),
+        ({"restaurant_id": 1, "colour": "red"}, "colour"),
+        ({}, "restaurant_id"),
+        (None, "body"),
+        ("order", "body"),
+        ([{"restaurant_id": 1}], "body"),
+    ],
+)
+def test_an_order_of_a_batch_that_is_none_fails_alone(shared: Stack, order: object, field: str) -> None:
+    answer = shared.post("/v1/eta/batch", {"orders": [{"restaurant_id": 3}, order, {"restaurant_id": 1}]})
+    assert answer.status_code == 200
+    before, refused, after = answer.json()["outcomes"]
+    assert (before["eta"]["features"], after["eta"]["restaurant_id"]) == (shared.eta(3)["features"], 1)
+    assert refused["eta"] is None
+    assert (refused["problem"]["status"], refused["problem"]["errors"][0]["field"]) == (422, field)
+    assert field in refused["problem"]["detail"]
+
+
+def test_a_batch_of_nothing_but_bad_orders_is_answered_too(stack: Stack) -> None:
+    before = metric(stack, "tiffin_prediction_problems_total", status="422")
+    answer = stack.post("/v1/eta/batch", {"orders": [{"restaurant_id": None}, {"restaurant_id": "1"}]})
+    assert [outcome["problem"]["status"] for outcome in answer.json()["outcomes"]] == [422, 422]
+    assert metric(stack, "tiffin_prediction_problems_total", status="422") == [sum(before) + 2]
+
+
+def test_a_batch_tells_of_each_restaurant_what_is_known_of_it(stack: Stack) -> None:
+    write_batch(stack.redis, stack.store, stack.clock.now - 31 * 86_400_000, {8: 2})
+    stack.push("order_placed", stack.order(1))
+    stack.fold()
+    document = {"orders": [{"restaurant_id": 1}, {"restaurant_id": None}, {"restaurant_id": 8}, {"restaurant_id": 2}]}
+    known, none, expired, empty = stack.post("/v1/eta/batch", document).json()["outcomes"]
+    basket = "restaurant_recent_orders__basket_mean_30m"
+    statuses = [outcome["eta"]["features"][basket]["status"] for outcome in (known, empty)]
+    assert statuses == ["PRESENT", "NULL_VALUE"]
+    assert expired["eta"]["features"]["restaurant_profile__zone_id"]["status"] == "OUTSIDE_MAX_AGE"
+    assert expired["eta"]["features"][ZONE_ORDERS_10M]["status"] == "NOT_FOUND", "no zone, so no key"
+    assert (known["eta"]["mode"], expired["eta"]["mode"]) == ("streaming", "batch_features")
+    assert none["problem"]["status"] == 422
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"null", b"[]", b'{"restaurant_id": NaN}'])
