@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Bytecode makes Feast's import twice as fast; an environment that forbids it would slow every command down.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo up test check format services services-down drill clean
+.PHONY: help demo up test check format services services-down feast-suites drill clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ services: $(READY) ## a real Kafka and Valkey on 127.0.0.1
 
 services-down: $(READY) ## end them
 	@$(BIN)/tiffin services down
+
+feast-suites: $(READY) ## Feast's own test suites on our stores, and on its own: FEAST_SRC=a source tree of Feast 0.67
+	@$(BIN)/tiffin feast-suites "$(FEAST_SRC)"
 
 lock: ## resolve the dependencies anew
 	uv pip compile --universal --generate-hashes --no-header --extra dev -p 3.11 pyproject.toml -o requirements.lock

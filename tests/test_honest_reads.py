@@ -159,11 +159,19 @@ def test_a_value_ages_while_nothing_is_written(repo: Repo, clock: FakeClock, rea
     assert column(read(repo.feast, [PREP], restaurant_id=[1]), "prep") == [(None, "OUTSIDE_MAX_AGE")]
 
 
-BAD_IDS = [None, "1", "", 1.0, 1.5, float("nan"), True, 2**63, b"1", [1], {"id": 1}, NOON, np.datetime64("NaT"), pd.NaT]
+BAD_IDS = [None, "x", "", 1.0, 1.5, float("nan"), True, 2**63, b"1", [1], {"id": 1}, NOON, np.datetime64("NaT"), pd.NaT]
 
 
 @pytest.mark.parametrize("bad", BAD_IDS, ids=repr)
 def test_a_bad_id_fails_its_own_row_only(repo: Repo, read: Read, bad: object) -> None:
+    write(repo.feast, 1, 1.5, NOON)
+    found = read(repo.feast, [PREP, CUISINE], restaurant_id=[1, bad, 2, 1])
+    assert column(found, "prep") == [(1.5, "PRESENT"), (None, "NOT_FOUND"), (None, "NOT_FOUND"), (1.5, "PRESENT")]
+    assert column(found, "cuisine")[0] == column(found, "cuisine")[3] == ("thai", "PRESENT")
+
+
+@pytest.mark.parametrize("bad", BAD_IDS, ids=repr)
+def test_a_bad_id_fails_its_own_row_of_what_is_computed_on_demand_too(repo: Repo, read: Read, bad: object) -> None:
     write(repo.feast, 1, 1.5, NOON)
     found = read(repo.feast, [PREP, "doubled:twice"], restaurant_id=[1, bad, 2, 1])
     assert column(found, "restaurant_id") == [(1, "PRESENT"), (None, "NULL_VALUE"), (2, "PRESENT"), (1, "PRESENT")]

@@ -25,6 +25,13 @@ from feature_repo.views import compile_view
 
 EntityRows = list[dict[str, Any]] | Mapping[str, Sequence[Any] | Sequence[Value] | RepeatedValue]
 Columns = dict[str, list[Any]]
+_ID_FIELDS = {
+    ValueType.INT64: "int64_val",
+    ValueType.INT32: "int32_val",
+    ValueType.STRING: "string_val",
+    ValueType.BYTES: "bytes_val",
+    ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
+}
 _STATUSES = {status: FieldStatus.Value(status.name) for status in Status}
 
 
@@ -125,6 +132,12 @@ class Request(NamedTuple):
 
     def _add_on_demand(self, response: GetOnlineFeaturesResponse) -> None:
         context, read = self.context, len(response.results)
+        for name, vector in zip(self.columns, response.results[: len(self.columns)], strict=True):
+            for i, value in enumerate(vector.values):
+                if value.WhichOneof("val") not in (None, _ID_FIELDS[self.kinds[name]]):
+                    # A column of two types would fail the computation of every row.
+                    vector.values[i].Clear()
+                    vector.statuses[i] = _STATUSES[Status.NULL_VALUE]
         feast_utils._augment_response_with_on_demand_transforms(
             response, context.refs, context.on_demand, self.full, feature_types=self.kinds
         )
