@@ -8,7 +8,7 @@ KILLS ?= 200
 # Bytecode makes Feast's import twice as fast; an environment that forbids it would slow every command down.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo up test check format services services-down drill chaos clean
+.PHONY: help demo up test check format services services-down chaos feast-suites drill lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ services-down: $(READY) ## end them
 
 chaos: $(READY) ## kill everything at random under load, KILLS=200 times, and compare with the log
 	@$(BIN)/tiffin chaos --kills $(KILLS)
+
+feast-suites: $(READY) ## Feast's own test suites on our stores, and on its own: FEAST_SRC=a source tree of Feast 0.67
+	@$(BIN)/tiffin feast-suites "$(FEAST_SRC)"
 
 lock: ## resolve the dependencies anew
 	uv pip compile --universal --generate-hashes --no-header --extra dev -p 3.11 pyproject.toml -o requirements.lock

@@ -102,3 +102,18 @@ def services(
     from deploy.services import control
 
     raise typer.Exit(control(action, kafka_port, redis_port))
+
+
+@commands.command()
+def feast_suites(
+    source: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A source tree of Feast 0.67")],
+) -> None:
+    """Run Feast's universal test suites with our stores in place of its own, and with its own; count both."""
+    from deploy.feast_suites.run import good, report, run
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    outcomes = run(source.resolve(), say)
+    report(outcomes, say)
+    raise typer.Exit(0 if good(outcomes) else 1)

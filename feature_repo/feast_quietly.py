@@ -33,9 +33,14 @@ def apply_definitions(settings: Settings) -> None:
 
 
 def open_store(settings: Settings) -> FeatureStore:
-    """The feature store of the repository folder. Connects nowhere yet."""
+    """The feature store of the repository folder. Connects nowhere yet.
+
+    Its history can be asked while a materialization is under way, which Feast refuses by default.
+    """
     quiet()
-    return FeatureStore(repo_path=str(settings.repo))
+    store = FeatureStore(repo_path=str(settings.repo))
+    store.registry.serve_features_while_materializing = True
+    return store
 
 
 @contextlib.contextmanager

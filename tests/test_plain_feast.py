@@ -436,8 +436,8 @@ def test_rows_of_two_versions_of_a_view_lie_apart(valkey: Path, redis_client: Re
 
     with applied_repo(tmp_path, valkey, [entity("driver")]) as made, calmly():
         settings = made.path / "feature_store.yaml"
-        registry = "registry: {path: data/registry.db, enable_online_feature_view_versioning: true}"
-        settings.write_text(settings.read_text().replace("registry: data/registry.db", registry))
+        versioned = "registry:\n  enable_online_feature_view_versioning: true"
+        settings.write_text(settings.read_text().replace("registry:", versioned))
         feast = FeatureStore(repo_path=str(made.path))
         repo = Repo(made.path, feast, made.settings)
         feast.apply([stats(trips=Int64)])
