@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy.feast_suites.run import Outcome, count, good, outcomes_of, report, run
-from deploy.servers import ServiceError
+from deploy.processes import ServiceError
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.integration.online_store.test_universal_online" name="test_a[LOCAL:x-full:True]"/>

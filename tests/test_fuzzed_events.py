@@ -108,7 +108,7 @@ def test_whatever_is_in_the_log_is_folded_and_archived_or_a_dead_letter(
     sent = payloads(COUNT, now, longest=HUGE if isinstance(log, RedisLog) else KAFKA_TAKES - 10_000)
     log.create_topics(TOPICS, 3)
     publish(log, sent)
-    worker = Worker(log, StreamStore(redis_client, project), views, project, wall_clock, group=None)
+    worker = Worker(log, StreamStore(redis_client, project), views, wall_clock, group=None)
     counts = worker.counts
     step_until(worker.step, lambda: counts.events + counts.repeats + counts.dead >= COUNT)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from deploy.servers import HOME, ServiceError, ValkeyServer, free_port
+from deploy.processes import ServiceError
+from deploy.servers import HOME, ValkeyServer, free_port
 
 SUITES = {
     "online": "online_store/test_universal_online.py",
