@@ -13,7 +13,8 @@ from feature_repo.stores.progress import Progress
 from feature_repo.stores.reading import Status
 from feature_repo.stores.redis_client import STORE_DOWN, Redis
 from feature_repo.stores.stream_store import StreamStore
-from ingestion.folding import LostPartition
+from feature_repo.stores.tile_codec import unpack_header
+from ingestion.folding import LostPartition, WindowFolder
 from ingestion.log import LogUnavailable, Message, TopicPartition
 from ingestion.partitioner import partition_of
 from ingestion.worker import Worker
@@ -331,6 +332,20 @@ def test_a_topic_made_anew_begins_a_new_epoch(lab: Lab, worker: Worker) -> None:
     assert counts(lab, 7) == [1]
     assert lab.value("z_orders_7m", 3) == 1
     assert [row["available"].value for row in lab.read("couriers", 3, 4)] == [0, 1]
+
+
+def test_without_epochs_what_a_dead_log_held_would_still_count(
+    lab: Lab, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above finds a worker that folds into whatever field it meets."""
+    read = WindowFolder._read
+
+    def of_any_epoch(self: WindowFolder, partition: int, epoch: int, data: bytes | None) -> object:
+        return read(self, partition, unpack_header(data).epoch if data else epoch, data)
+
+    monkeypatch.setattr(WindowFolder, "_read", of_any_epoch)
+    with pytest.raises(AssertionError, match=r"\[3\] == \[1\]"):
+        test_a_topic_made_anew_begins_a_new_epoch(lab, worker)
 
 
 def test_a_worker_that_lost_its_partition_without_knowing_changes_nothing(lab: Lab, worker: Worker) -> None:
