@@ -25,13 +25,6 @@ from feature_repo.views import compile_view
 
 EntityRows = list[dict[str, Any]] | Mapping[str, Sequence[Any] | Sequence[Value] | RepeatedValue]
 Columns = dict[str, list[Any]]
-_ID_FIELDS = {
-    ValueType.INT64: "int64_val",
-    ValueType.INT32: "int32_val",
-    ValueType.STRING: "string_val",
-    ValueType.BYTES: "bytes_val",
-    ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
-}
 _STATUSES = {status: FieldStatus.Value(status.name) for status in Status}
 
 
@@ -133,11 +126,7 @@ class Request(NamedTuple):
     def _add_on_demand(self, response: GetOnlineFeaturesResponse) -> None:
         context, read = self.context, len(response.results)
         for name, vector in zip(self.columns, response.results[: len(self.columns)], strict=True):
-            for i, value in enumerate(vector.values):
-                if value.WhichOneof("val") not in (None, _ID_FIELDS[self.kinds[name]]):
-                    # A column of two types would fail the computation of every row.
-                    vector.values[i].Clear()
-                    vector.statuses[i] = _STATUSES[Status.NULL_VALUE]
+            _keep_one_type(vector, _ID_FIELDS[self.kinds[name]])
         feast_utils._augment_response_with_on_demand_transforms(
             response, context.refs, context.on_demand, self.full, feature_types=self.kinds
         )
@@ -214,3 +203,20 @@ def _add_given(response: GetOnlineFeaturesResponse, values: Sequence[Value]) -> 
         vector.values.append(value)
         vector.statuses.append(_STATUSES[Status.PRESENT if known else Status.NULL_VALUE])
         vector.event_timestamps.add()
+
+
+_ID_FIELDS = {
+    ValueType.INT64: "int64_val",
+    ValueType.INT32: "int32_val",
+    ValueType.STRING: "string_val",
+    ValueType.BYTES: "bytes_val",
+    ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
+}
+
+
+def _keep_one_type(vector: Any, field: str) -> None:
+    """Make ids of another type null: a column of two types would fail the computation of every row."""
+    for i, value in enumerate(vector.values):
+        if value.WhichOneof("val") not in (None, field):
+            value.Clear()
+            vector.statuses[i] = _STATUSES[Status.NULL_VALUE]
