@@ -46,6 +46,7 @@ _SHARED = (
     "feast",
     "hiredis",
     "mmh3",
+    "msgspec",
     "numpy",
     "pandas",
     "pyarrow",
