@@ -214,6 +214,21 @@ def test_an_instant_that_pandas_calls_missing_is_null(repo: Repo) -> None:
     assert read(repo, ["seen:last"], driver_id=[1, 2])["last"] == [(None, "NULL_VALUE"), (NOW, "PRESENT")]
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", ["UTC", None, "Asia/Kathmandu"])
+def test_times_of_every_unit_and_zone_are_materialized(repo: Repo, unit: str, zone: str | None) -> None:
+    apply(repo, entity("driver"), view("stats", [entity("driver")], last=UnixTimestamp))
+    instants = pa.array([NOW, NOW], pa.timestamp("us", "UTC")).cast(pa.timestamp(unit, "UTC"))
+    stamps = instants.cast(pa.timestamp(unit) if zone is None else pa.timestamp(unit, zone))
+    columns = {"driver_id": [1, 2], "event_time": stamps, "created": stamps, "last": stamps}
+    store_file(repo, "stats", columns)
+    materialize(repo)
+    with calmly():
+        found = repo.feast.get_online_features(features=["stats:last"], entity_rows=[{"driver_id": 1}])
+    assert found.to_dict()["last"] == [NOW]
+    assert found.proto.results[1].event_timestamps[0].ToSeconds() == int(NOW.timestamp())
+
+
 @pytest.mark.parametrize(
     ("kind", "arrow", "ids", "asked"),
     [

@@ -47,6 +47,7 @@ _SHARED = (
     "feast",
     "hiredis",
     "mmh3",
+    "msgspec",
     "numpy",
     "pandas",
     "pyarrow",

@@ -29,13 +29,6 @@ PLANS_KEPT = 100
 _WHOLE = (ValueType.INT64, ValueType.INT32)
 _WHOLE_NUMBER = re.compile("0|-?[1-9][0-9]{0,18}")
 _SHOWN = 200  # characters of an id that is none
-_ID_FIELDS = {
-    ValueType.INT64: "int64_val",
-    ValueType.INT32: "int32_val",
-    ValueType.STRING: "string_val",
-    ValueType.BYTES: "bytes_val",
-    ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
-}
 _STATUSES = {status: FieldStatus.Value(status.name) for status in Status}
 
 
@@ -128,11 +121,7 @@ class Request(NamedTuple):
     def _add_on_demand(self, response: GetOnlineFeaturesResponse) -> None:
         context, read = self.context, len(response.results)
         for name, vector in zip(self.columns, response.results[: len(self.columns)], strict=True):
-            for i, value in enumerate(vector.values):
-                if value.WhichOneof("val") not in (None, _ID_FIELDS[self.kinds[name]]):
-                    # A column of two types would fail the computation of every row.
-                    vector.values[i].Clear()
-                    vector.statuses[i] = _STATUSES[Status.NULL_VALUE]
+            _keep_one_type(vector, _ID_FIELDS[self.kinds[name]])
         feast_utils._augment_response_with_on_demand_transforms(
             response, context.refs, context.on_demand, self.full, feature_types=self.kinds
         )
@@ -255,3 +244,20 @@ def _id_value(kind: ValueType, value: object) -> Value:
         pass
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else ascii(value)
     return Value(string_val=text[:_SHOWN])
+
+
+_ID_FIELDS = {
+    ValueType.INT64: "int64_val",
+    ValueType.INT32: "int32_val",
+    ValueType.STRING: "string_val",
+    ValueType.BYTES: "bytes_val",
+    ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
+}
+
+
+def _keep_one_type(vector: Any, field: str) -> None:
+    """Make ids of another type null: a column of two types would fail the computation of every row."""
+    for i, value in enumerate(vector.values):
+        if value.WhichOneof("val") not in (None, field):
+            value.Clear()
+            vector.statuses[i] = _STATUSES[Status.NULL_VALUE]
