@@ -44,6 +44,11 @@ def micros(moment: dt.datetime) -> int:
     return ((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)) - _EPOCH) // _MICROSECOND
 
 
+def from_micros(micros_since_epoch: int) -> dt.datetime:
+    """The aware UTC datetime of microseconds since the epoch."""
+    return _EPOCH + micros_since_epoch * _MICROSECOND
+
+
 def timestamp_bytes(micros_since_epoch: int) -> bytes:
     """A serialized ``Timestamp`` message."""
     seconds, rest = divmod(micros_since_epoch, 1_000_000)
