@@ -311,10 +311,12 @@ def _reads_archive(worker: Worker) -> bool:
     return any(held.archived is not None for held in worker.held().values())
 
 
-def offline(repo: Repo, rows: Any, features: Sequence[str], full: bool = False) -> pd.DataFrame:
-    """What Feast's ``get_historical_features`` answers."""
+def offline(repo: Repo, rows: Any, features: Sequence[str], full: bool = False, **more: Any) -> pd.DataFrame:
+    """What Feast's ``get_historical_features`` answers; `more` goes to it."""
     with quietly():
-        job = repo.feast.get_historical_features(entity_df=rows, features=list(features), full_feature_names=full)
+        job = repo.feast.get_historical_features(
+            entity_df=rows, features=list(features), full_feature_names=full, **more
+        )
         frame: pd.DataFrame = job.to_df()
     return frame
 

@@ -14,7 +14,7 @@ from feast.data_format import ParquetFormat
 from feast.types import Float64
 
 from feature_repo.stores.redis_client import Redis
-from ingestion.events import parse
+from ingestion.parity.oracle import once
 from tests.repo import (
     COURIERS,
     HOP,
@@ -252,7 +252,7 @@ def test_windows_and_presence_are_the_oracles_before_within_and_after_the_histor
         lab.publish(moved, topic=COURIERS)
     lab.publish(order("o3", START), order("o59", START))
     lab.archive()
-    ordered, statuses = ([*_rows(lab, topic)] for topic in (ORDERS, COURIERS))
+    ordered, statuses = ([(p, o, e) for p, o, e in once(lab.records(topic))] for topic in (ORDERS, COURIERS))
     last = lab.clock.now
     edges = [START + k * HOP + d for k in (0, 3, 9, 17, 25) for d in (-1, 0, 1)]
     instants = [START - 60 * MINUTE, *edges, last - 1, last, last + 4 * MINUTE, last + 60 * MINUTE]
@@ -270,15 +270,6 @@ def test_windows_and_presence_are_the_oracles_before_within_and_after_the_histor
         for state in ("available", "busy"):
             assert row[state] == presence(statuses, state, row["zone_id"], instant), (state, instant - START)
     assert max(row["r_orders_5m"] for row in found) > 5
-
-
-def _rows(lab: Lab, topic: str) -> Iterator[tuple[int, int, Any]]:
-    seen: set[str] = set()
-    for record in sorted(lab.records(topic), key=lambda r: r.offset):
-        event = parse(topic, record.value, record.append_ms)
-        if event.event_id not in seen:
-            seen.add(event.event_id)
-            yield record.partition, record.offset, event
 
 
 @pytest.mark.parametrize("time", [START, -7 * HOP])
@@ -304,11 +295,6 @@ def test_a_repeat_of_an_event_stamped_ahead_counts_at_its_first_arrival(repo: Re
     for rows in ([0, 1, 2, 3, 4], [4], [3], [2, 4]):
         found = offline(repo, asked([at(instants[i]) for i in rows]), ["by_restaurant:r_orders_5m"])
         assert found["r_orders_5m"].tolist() == [true[i] for i in rows]
-
-
-def test_a_time_range_alone_is_refused_in_words(repo: Repo) -> None:
-    with quietly(), pytest.raises(NotImplementedError, match="entity rows are needed"):
-        repo.feast.get_historical_features(features=["profile:prep"], start_date=NOON, end_date=NOON + DAY).to_df()
 
 
 def test_an_instant_is_asked_to_the_microsecond_of_batch_rows(repo: Repo) -> None:

@@ -1,6 +1,6 @@
 """The Feast OfflineStore plugin: point-in-time joins in DuckDB over Parquet, stream features from the event log."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,19 +15,21 @@ from feast.feature_logging import LoggingConfig, LoggingSource
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
-from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 from feast.saved_dataset import SavedDatasetStorage
-from feast.utils import _parse_feature_ref
+from feast.utils import _parse_feature_ref, compute_non_entity_date_range
 
-from feature_repo.stores import offline_sql
-from feature_repo.stores.duckdb_client import Connection, connect, identifier, parquet_files
+from feature_repo.stores.duckdb_client import Connection, connect, identifier
+from feature_repo.stores.entity_rows import BadEntityRows, EntityRows, read_entity_rows, register, rows_in_range
+from feature_repo.stores.joins import Join
+from feature_repo.stores.offline_sql import join_sql
 from feature_repo.stores.online import store_settings
-from feature_repo.stores.parquet_files import append_file, replace_file
+from feature_repo.stores.parquet_files import append_file, publish_file, replace_file
 from feature_repo.stores.sources import Source, relation
 from feature_repo.stores.values import from_micros, micros
-from feature_repo.views import compile_view
+from feature_repo.views import BadDefinition, BatchView, compile_view
+from feature_repo.windows import REPEAT_SLACK_MS
 
 _EVERY_COLUMN = "* EXCLUDE (filename, file_row_number)"
 
@@ -49,9 +51,9 @@ class DuckDBRetrievalJob(RetrievalJob):
         on_demand: Sequence[OnDemandFeatureView] = (),
         metadata: Callable[[], RetrievalMetadata] | None = None,
     ) -> None:
-        self._config, self._run = config, run
+        self._config, self._run, self._describe = config, run, metadata
         self._full, self._on_demand = full_feature_names, list(on_demand)
-        self._metadata: Callable[[], RetrievalMetadata] | RetrievalMetadata | None = metadata
+        self._metadata: RetrievalMetadata | None = None
 
     @property
     def full_feature_names(self) -> bool:
@@ -65,9 +67,9 @@ class DuckDBRetrievalJob(RetrievalJob):
 
     @property
     def metadata(self) -> RetrievalMetadata | None:
-        """What the job retrieves; its entity rows are looked at when this is first asked for."""
-        if callable(self._metadata):
-            self._metadata = self._metadata()
+        """What the job retrieves, and its first and last instant; reads the entity rows when it is first asked for."""
+        if self._metadata is None and self._describe is not None:
+            self._metadata = self._describe()
         return self._metadata
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
@@ -77,14 +79,12 @@ class DuckDBRetrievalJob(RetrievalJob):
         """
         assert isinstance(storage, SavedDatasetFileStorage)
         path = _path(storage.file_options.uri, self._config)
-        if path.exists() and not allow_overwrite:
+        if path.is_dir() or (path.exists() and not allow_overwrite):
             raise SavedDatasetLocationAlreadyExists(location=str(path))
-        before = parquet_files(path) if path.is_dir() else []
-        target = path / "rows.parquet" if path.is_dir() else path
-        replace_file(target, self.to_arrow())
-        for other in before:
-            if other != target:
-                other.unlink(missing_ok=True)
+        try:
+            (replace_file if allow_overwrite else publish_file)(path, self.to_arrow())
+        except FileExistsError:  # meanwhile
+            raise SavedDatasetLocationAlreadyExists(location=str(path)) from None
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         with connect(store_settings(self._config)) as connection:
@@ -98,6 +98,8 @@ class DuckDBRetrievalJob(RetrievalJob):
 class TiffinOfflineStore(OfflineStore):
     """DuckDB over Parquet below the repository folder."""
 
+    supports_filter_by_created_timestamp = True
+
     @staticmethod
     def get_historical_features(
         config: RepoConfig,
@@ -107,43 +109,59 @@ class TiffinOfflineStore(OfflineStore):
         registry: BaseRegistry,
         project: str,
         full_feature_names: bool = False,
-        **kwargs: Any,
+        *,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        filter_by_created_timestamp: bool = False,
     ) -> RetrievalJob:
-        """The features of each entity row as of its instant.
+        """The features of each entity row as of its instant, rows and their other columns as they were given.
 
         Batch features: the newest row not after the instant and within the TTL; ties in event time go to the greater
-        created time. Stream features: computed from the event log at the instant.
+        created time. Stream features: computed from the event log at the instant. With `filter_by_created_timestamp`
+        both are what was known at the instant: batch rows created by then, events appended by then.
+
+        Without entity rows there is a row at each instant from `start_date` to `end_date` at which a batch row or an
+        event says something of an entity. A row that lacks one of a view's join keys gets nulls of it.
+        Raises BadEntityRows, FeastEntityDFMissingColumnsError, or BadSource, when the result is asked for.
         """
-        if entity_df is None:
-            raise NotImplementedError("entity rows are needed: a time range alone is not supported yet")
+        settings = store_settings(config)
         joins, names = _joins(config, registry, feature_views, feature_refs, full_feature_names)
-        rows = entity_df
+        between = None if entity_df is not None else compute_non_entity_date_range(feature_views, start_date, end_date)
+
+        def rows(connection: Connection) -> EntityRows:
+            given = rows_in_range(joins, *between) if between else entity_df
+            return read_entity_rows(connection, given, config.repo_path)
 
         def run(connection: Connection) -> pa.Table:
-            entities, _ = _register_entities(connection, rows)
-            for name in sorted(set(names) & set(entities)):
-                raise ValueError(
+            entities = rows(connection)
+            for name in sorted(set(names) & set(entities.table.column_names)):
+                raise BadEntityRows(
                     f"{name!r} is both an entity column and a feature: one would hide the other; "
                     "ask with full_feature_names=True"
                 )
-            first, last = connection.execute(
-                "SELECT coalesce(min(__us), 0) // 1000, coalesce(max(__us), 0) // 1000 FROM entity_rows"
-            ).fetchall()[0]
-            span = offline_sql.Span(first, last)
+            register(connection, entities, {column: kind for join in joins for column, kind in join.kinds.items()})
+            span = entities.span(filter_by_created_timestamp)
             for i, join in enumerate(joins):
-                connection.execute(f"CREATE TEMP TABLE join_{i} AS {offline_sql.join_sql(join, span)}")
+                connection.execute(f"CREATE TEMP TABLE join_{i} AS {join_sql(join, span)}")
             tables = " ".join(f"LEFT JOIN join_{i} USING (__row)" for i in range(len(joins)))
-            columns = ", ".join(identifier(name) for name in [*entities, *names])
-            query = f"SELECT {columns} FROM entity_rows {tables} ORDER BY __row"
-            return _arrow(connection, query)
+            columns = ", ".join(f"o{i}" for i in range(len(names)))
+            found = _arrow(connection, f"SELECT {columns} FROM entity_rows {tables} ORDER BY __row")
+            table = entities.table
+            for name, column in zip(names, found.columns, strict=True):
+                table = table.append_column(name, column)
+            return table
 
-        return DuckDBRetrievalJob(
-            config,
-            run,
-            full_feature_names,
-            OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
-            lambda: _metadata(config, feature_refs, rows),
-        )
+        def metadata() -> RetrievalMetadata:
+            if between:
+                keys = sorted({column for join in joins for column in join.kinds})
+                return RetrievalMetadata(feature_refs, keys, *between)
+            with connect(settings) as connection:
+                entities = rows(connection)
+            span = entities.span()
+            return RetrievalMetadata(feature_refs, entities.keys, from_micros(span.first), from_micros(span.last))
+
+        on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        return DuckDBRetrievalJob(config, run, full_feature_names, on_demand, metadata)
 
     @staticmethod
     def pull_latest_from_table_or_query(
@@ -228,70 +246,58 @@ def _joins(
     feature_views: Sequence[FeatureView],
     feature_refs: Sequence[str],
     full: bool,
-) -> tuple[list[offline_sql.Join], list[str]]:
-    """A join a view, and the names of the features in the order that they were asked for."""
+) -> tuple[list[Join], list[str]]:
+    """A join a view, and the features' names in the order that they were asked for; joins name them o0, o1 ..."""
+    tables = {str(table.projection.name_to_use()): table for table in feature_views}  # type: ignore[no-untyped-call]
     wanted: dict[str, list[tuple[str, str]]] = {}
-    names = []
+    names: list[str] = []
     for ref in feature_refs:
         view_name, _, feature = _parse_feature_ref(ref)
-        output = f"{view_name}__{feature}" if full else feature
-        wanted.setdefault(view_name, []).append((feature, output))
-        names.append(output)
-    joins = []
-    for table in feature_views:
-        name = str(table.projection.name_to_use())  # type: ignore[no-untyped-call]
-        if name in wanted:
+        if view_name in tables:  # the others are computed on demand
+            wanted.setdefault(view_name, []).append((feature, f"o{len(names)}"))
+            names.append(f"{view_name}__{feature}" if full else feature)
+    memories = _memories(registry, config.project)
+    return [_join(config, registry, memories, tables[name], tuple(wanted[name])) for name in wanted], names
+
+
+def _join(
+    config: RepoConfig,
+    registry: BaseRegistry,
+    memories: Mapping[str, int],
+    table: FeatureView,
+    features: tuple[tuple[str, str], ...],
+) -> Join:
+    view, mapped = compile_view(table), table.projection.join_key_map or {}
+    topics = () if isinstance(view, BatchView) else view.topics
+    return Join(
+        view,
+        Source.of(table.batch_source, config.repo_path),
+        features,
+        tuple((key, mapped.get(key, key)) for key in view.join_keys if key != DUMMY_ENTITY_ID),
+        round(table.ttl.total_seconds() * 1e6) if table.ttl else 0,
+        tuple(_log_of(config, registry, topic) for topic in topics[1:]),
+        tuple(memories[topic] for topic in topics),
+    )
+
+
+def _memories(registry: BaseRegistry, project: str) -> dict[str, int]:
+    """Of each topic, how far apart in ms the times of an event and its repeat may lie: see `stream_sql`."""
+    reaches: dict[str, int] = {}
+    for table in registry.list_stream_feature_views(project, allow_cache=True):
+        try:
             view = compile_view(table)
-            mapped = table.projection.join_key_map or {}
-            columns = tuple(mapped.get(key, key) for key in view.join_keys)
-            ttl_us = round(table.ttl.total_seconds() * 1e6) if table.ttl else 0
-            source = Source.of(table.batch_source, config.repo_path)
-            more = tuple(_log_of(config, registry, topic) for topic in getattr(view, "topics", ())[1:])
-            joins.append(offline_sql.Join(view, source, tuple(wanted.pop(name)), columns, ttl_us, more))
-    on_demand = {output for pairs in wanted.values() for _, output in pairs}
-    return joins, [name for name in names if name not in on_demand]
+        except BadDefinition:  # nothing folds it; it is refused where it is asked for
+            continue
+        assert not isinstance(view, BatchView)
+        for topic in view.topics:
+            reaches[topic] = max(reaches.get(topic, 0), view.reach)
+    return {topic: reach + REPEAT_SLACK_MS for topic, reach in reaches.items()}
 
 
 def _log_of(config: RepoConfig, registry: BaseRegistry, topic: str) -> Source:
     """The archived log of a topic, by the stream source that is named like it."""
     stream = registry.get_data_source(topic, config.project, allow_cache=True)
     return Source.of(getattr(stream, "batch_source", None), config.repo_path)
-
-
-def _register_entities(connection: Connection, rows: pd.DataFrame | pa.Table | str) -> tuple[list[str], str]:
-    """Make the table ``entity_rows``; the names of its own columns, and which of them holds the instants."""
-    table = _entity_table(connection, rows)
-    schema = {field.name: field.type.to_pandas_dtype() for field in table.schema}
-    stamp = infer_event_timestamp_from_entity_df(schema)
-    instants = table.column(stamp)
-    if not pa.types.is_timestamp(instants.type):
-        instants = instants.cast(pa.timestamp("us"))
-    unit = pa.timestamp("us", tz="UTC")
-    if instants.type.tz is None:
-        instants = instants.cast(pa.timestamp("us"), safe=False).cast(unit)  # naive times are UTC
-    table = table.set_column(table.schema.get_field_index(stamp), stamp, instants.cast(unit, safe=False))
-    names = list(table.column_names)
-    table = table.append_column("__row", pa.array(range(table.num_rows), pa.int64()))
-    connection.register("entity_input", table)
-    connection.execute(
-        f"CREATE TEMP TABLE entity_rows AS SELECT *, epoch_us({identifier(stamp)}) AS __us FROM entity_input"
-    )
-    return names, stamp
-
-
-def _entity_table(connection: Connection, rows: pd.DataFrame | pa.Table | str) -> pa.Table:
-    if isinstance(rows, str):
-        return _arrow(connection, rows)
-    return rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
-
-
-def _metadata(config: RepoConfig, refs: list[str], rows: pd.DataFrame | pa.Table | str) -> RetrievalMetadata:
-    """What is asked for: features, the entity rows' columns but their instants, and the first and last instant."""
-    with connect(store_settings(config)) as connection:
-        names, stamp = _register_entities(connection, rows)
-        first, last = connection.execute("SELECT min(__us), max(__us) FROM entity_rows").fetchall()[0]
-    moments = [None if us is None else from_micros(us) for us in (first, last)]
-    return RetrievalMetadata(refs, [name for name in names if name != stamp], *moments)
 
 
 def _pull(

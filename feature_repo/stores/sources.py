@@ -54,15 +54,17 @@ class Source:
         mapping = {ours: theirs for theirs, ours in (source.field_mapping or {}).items()}
         return cls(source.name, path, source.timestamp_field, source.created_timestamp_column or None, mapping)
 
-    def files(self, appended_since: date | None = None) -> list[Path]:
-        """The files, oldest first; of a log (folders ``date=...``) only those that can hold events since that day."""
+    def files(self, appended_since: date | None = None, appended_until: date | None = None) -> list[Path]:
+        """The files, oldest first; of a log (folders ``date=...``) only those of the days asked for, both included."""
         if not self.path.exists():
             return []
-        files = parquet_files(self.path)
-        if appended_since is None:
-            return files
-        floor = f"date={appended_since.isoformat()}"  # an event is never appended before it happens
-        return [f for f in files if not f.parent.name.startswith("date=") or f.parent.name >= floor]
+        first = f"date={appended_since.isoformat()}" if appended_since else "date="
+        last = f"date={appended_until.isoformat()}" if appended_until else "date=~"
+        return [
+            file
+            for file in parquet_files(self.path)
+            if not file.parent.name.startswith("date=") or first <= file.parent.name <= last
+        ]
 
     def column(self, name: str) -> str:
         """A column's quoted name in the files; the join key of views without entities is in none, and everywhere ''."""
@@ -73,6 +75,13 @@ class Source:
     def micros(self, column: str) -> str:
         """SQL for a time column as microseconds since the epoch; naive times are UTC."""
         return f"epoch_us(CAST({self.column(column)} AS TIMESTAMPTZ))"
+
+    def within(self, column: str, first_us: int | None, last_us: int | None) -> str:
+        """SQL for a time column that is not null and lies in [first, last], so put that files can be skipped by it."""
+        instant = f"CAST({self.column(column)} AS TIMESTAMPTZ)"
+        bounds = [f"{instant} >= make_timestamptz({first_us})"] if first_us is not None else []
+        bounds += [f"{instant} <= make_timestamptz({last_us})"] if last_us is not None else []
+        return " AND ".join(bounds) or f"{instant} IS NOT NULL"
 
 
 def relation(files: Sequence[Path]) -> str:

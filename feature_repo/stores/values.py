@@ -82,7 +82,7 @@ def micros(moment: dt.datetime) -> int:
 
 
 def from_micros(micros_since_epoch: int) -> dt.datetime:
-    """The aware datetime of an instant."""
+    """The aware UTC datetime of microseconds since the epoch."""
     return _EPOCH + micros_since_epoch * _MICROSECOND
 
 

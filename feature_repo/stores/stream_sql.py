@@ -1,0 +1,213 @@
+"""The SQL of stream features over the event log: windows and presence. Each query gives ``__row`` and the features.
+
+What a window means is said in `feature_repo.windows`, what a presence in `feature_repo.views`; here the same is
+computed from the event log alone, never from tiles. `feature_repo.stores.joins` says what it works on.
+
+**Once.** An event counts once a partition: the same ``event_id`` there at a higher offset is a repeat. If its event
+time is later than that of every one before by more than the topic's memory (the longest reach of its views and
+`REPEAT_SLACK_MS`), it is another event that was given an old id. The same id in another partition is another event. An
+event of history (imported or simulated, partition -1) that lies in a partition of the log too, no further away in time
+than that memory, counts there alone.
+
+**Known.** By event time an event is known at every instant that it happened by. By arrival it is known from its append
+time on, and one of history until the log's own comes. Append times are taken not to go back within a partition, so a
+repeat is never known before its original.
+"""
+
+from datetime import date
+
+from feature_repo.stores.duckdb_client import identifier, literal
+from feature_repo.stores.joins import Join, Span, partitioned
+from feature_repo.stores.sources import Source, null_of, relation
+from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
+from feature_repo.windows import DISTINCT_BOUND, SCALE, Aggregate
+
+
+def stream_sql(join: Join, span: Span) -> str:
+    """The query for a window or presence view."""
+    assert isinstance(join.view, StreamView)
+    logs = [events for topic in range(len(join.sources)) if (events := _events(join, topic, span))]
+    if not logs:
+        return _nothing(join)
+    if isinstance(join.view, WindowView):
+        return _windows(join.view, join, logs[0])
+    return _presence(join.view, join, " UNION ALL ".join(f"({events})" for events in logs))
+
+
+def _events(join: Join, topic: int, span: Span) -> str | None:
+    """One topic's events that can matter, each once; None if it has no files.
+
+    ``t``: event time, ``known``: when it becomes known, ``gone``: from when it counts no more, or null; all in ms.
+    ``p``, ``o``: where it lies, partitions of later topics being the higher.
+    """
+    assert isinstance(join.view, StreamView)
+    source, memory = join.sources[topic], join.memories[topic]
+    since, until = span.first_ms - join.view.reach, span.last_ms
+    files = source.files(_day(since - memory), _day(until) if span.arrival else None)
+    if not files:
+        return None
+    time, appended = _ms(source, source.time), _ms(source, source.created or source.time)
+    read = source.within(source.time, (since - memory) * 1000, None)
+    if span.arrival and source.created:
+        read += f" AND {source.within(source.created, None, span.last)}"
+        known, also_logged, gone = "appended", "coalesce(logged > appended, true)", "logged"
+    else:
+        matter = source.within(source.time, since * 1000, until * 1000)
+        last = f"SELECT max({appended}) FROM {relation(files)} WHERE {matter}"  # later ones are no originals of these
+        read += f" AND {time} <= greatest({until + memory}, ({last}))"
+        known, also_logged, gone = "t", "logged IS NULL", "CAST(NULL AS BIGINT)"
+    events = (
+        f"SELECT {', '.join([*join.keys_of(source), *_values(join, topic)])}, {time} AS t, {appended} AS appended, "
+        f'"partition" AS part, "offset" AS o, event_id AS id FROM {relation(files)} WHERE {read}'
+    )
+    once = (
+        "SELECT *, min(appended) FILTER (WHERE part >= 0) OVER (PARTITION BY id ORDER BY t "
+        f"RANGE BETWEEN {memory} PRECEDING AND {memory} FOLLOWING) AS logged FROM ({events}) "
+        "QUALIFY o = min(o) OVER (PARTITION BY part, id ORDER BY t "
+        f"RANGE BETWEEN {memory} PRECEDING AND UNBOUNDED FOLLOWING)"
+    )
+    return (
+        f"SELECT * EXCLUDE (appended, part, id, logged), {known} AS known, {topic << 16} + part AS p, "
+        f"CASE WHEN part < 0 THEN {gone} END AS gone FROM ({once}) "
+        f"WHERE t BETWEEN {since} AND {until} AND (part >= 0 OR {also_logged})"
+    )
+
+
+def _values(join: Join, topic: int) -> list[str]:
+    """SQL that selects what a view's features are made of from a topic's events."""
+    source, view = join.sources[topic], join.view
+    if isinstance(view, PresenceView):
+        state = literal(view.topics[topic]) if view.state == TOPIC_STATE else source.column(view.state)
+        return [f"{source.column(view.member)} AS member", f"{state} AS state"]
+    columns = []
+    for i, (a, _) in enumerate(_aggregates(join)):
+        raw = source.column(a.column)
+        value = {"count": f"CASE WHEN {raw} IS NOT NULL THEN true END", "count_distinct": raw}
+        columns.append(f"{value.get(a.function, f'CAST(floor({raw} * {SCALE} + 0.5) AS BIGINT)')} AS v{i}")
+    return columns
+
+
+def _aggregates(join: Join) -> list[tuple[Aggregate, str]]:
+    """The features wanted of a window view, with their output names."""
+    assert isinstance(join.view, WindowView)
+    by_name = {a.name: a for a in join.view.aggregates}
+    return [(by_name[feature], output) for feature, output in join.features]
+
+
+def _windows(view: WindowView, join: Join, events: str) -> str:
+    """An event counts at the instants from when it is known to the end of the last hop whose window reaches it.
+
+    So windows are a join of instants with such intervals, and plain aggregates over it, which is right for every
+    function and for events that come late; frames over the events' order are neither. Instants and intervals
+    are matched by stretches of time as long as an interval, of which one lies in two, sometimes three: what is looked
+    at is about twice what counts, however long the history, and DuckDB spills what its memory does not hold.
+    """
+    aggregates = _aggregates(join)
+    hop, longest = view.layout.hop, max(a.window for a, _ in aggregates)
+    stretch = longest + hop
+    parts, results = [], []
+    for i, (a, output) in enumerate(aggregates):
+        within = "true" if a.window == longest else f"e.t >= {_floor('a.__ms', hop)} - {a.window}"
+        parts += [f"{part} FILTER (WHERE e.v{i} IS NOT NULL AND {within}) AS {name}{i}" for name, part in _parts(a, i)]
+        results.append(f"{result_sql(a.function, f'n{i}', f'x{i}', f'q{i}')} AS {identifier(output)}")
+    met = " AND ".join([*join.equal("a", "e"), "a.stretch = e.stretch", "e.known <= a.__ms", "a.__ms < e.stop"])
+    no_key = " OR ".join(f"{key} IS NULL" for key in join.key_names) or "false"
+    return (
+        f"WITH events AS ({events}), "
+        f"counting AS (SELECT *, least({_floor('t', hop)} + {stretch}, gone) AS stop "
+        f"FROM events WHERE NOT ({no_key})), "
+        f"placed AS (SELECT *, unnest(range(known // {stretch}, (stop - 1) // {stretch} + 1)) AS stretch "
+        "FROM counting WHERE known < stop), "
+        f"asked AS (SELECT *, __ms // {stretch} AS stretch FROM entity_rows WHERE {join.whole}), "
+        f"parts AS (SELECT a.__row, {', '.join(parts)} FROM asked a LEFT JOIN placed e ON {met} GROUP BY a.__row) "
+        f"SELECT __row, {', '.join(results)} FROM parts"
+    )
+
+
+def _parts(a: Aggregate, i: int) -> list[tuple[str, str]]:
+    """What the value of an aggregate is made of: (name, SQL) pairs; whole millionths, as in the tiles."""
+    value = f"e.v{i}"
+    count, total = ("n", f"count({value})"), ("x", f"sum({value})")
+    return {
+        "count": [count],
+        "count_distinct": [("n", f"count(DISTINCT {value})")],
+        "sum": [total],
+        "mean": [count, total],
+        "std": [count, total, ("q", f"sum(CAST({value} AS HUGEINT) * {value})")],
+        "min": [("x", f"min({value})")],
+        "max": [("x", f"max({value})")],
+        "last": [("x", f"max_by({value}, (e.t, e.p, e.o))")],
+    }[a.function]
+
+
+def result_sql(function: str, n: str, x: str, q: str) -> str:
+    """The feature of its parts: their count, their sum (or the one that was chosen) and the sum of their squares.
+
+    The standard deviation is taken of the deviations d from the whole number m nearest to the mean, by whole numbers
+    alone: ``sum(d²) = q - 2·m·x + n·m²`` and ``sum(d) = x - n·m``. So it is right to a few units in the last place, and
+    the 128 bits of a HUGEINT are enough for 80 million values of the greatest magnitude; more are refused by DuckDB.
+    """
+    mean = f"CAST(round({x} / {n}) AS HUGEINT)"
+    squares, rest = f"({q} - 2 * {mean} * {x} + {n} * {mean} * {mean}) / {n}", f"({x} - {n} * {mean}) / {n}"
+    whole = f"CAST({x} AS DOUBLE)"
+    return {
+        "count": n,
+        "count_distinct": f"least({n}, {DISTINCT_BOUND})",
+        "sum": f"coalesce({whole}, 0) / {SCALE}",
+        "mean": f"{whole} / ({n} * {SCALE}.0)",
+        "std": f"CASE WHEN {n} > 0 THEN sqrt({squares} - ({rest}) ** 2) / {SCALE} END",
+    }.get(function, f"{whole} / {SCALE}")
+
+
+def _presence(view: PresenceView, join: Join, events: str) -> str:
+    """A member's latest event of those known holds until a later one is known, or for the TTL; counts are running sums.
+
+    In the order of becoming known only those events matter that are later than every one before.
+    """
+    keys = join.key_names
+    step = ", ".join([*keys, "state", "moment"])
+    ctes = [
+        f"events AS ({events})",
+        "placed AS (SELECT *, row_number() OVER (PARTITION BY member ORDER BY t, p, o) AS place FROM events)",
+        "latest AS (FROM placed QUALIFY place = max(place) OVER (PARTITION BY member ORDER BY known))",
+        "spells AS (SELECT *, least(t + "
+        f"{view.ttl}, lead(known) OVER (PARTITION BY member ORDER BY known) - 1) AS until FROM latest)",
+        f"steps AS (SELECT {step}, sum(step) AS step FROM ("
+        "SELECT *, known AS moment, 1 AS step FROM spells WHERE until >= known UNION ALL "
+        f"SELECT *, until + 1, -1 FROM spells WHERE until >= known) GROUP BY {step})",
+        f"counts AS (SELECT *, sum(step) OVER ({partitioned([*keys, 'state'])} ORDER BY moment) AS n FROM steps)",
+        f"asked AS (FROM entity_rows WHERE {join.whole})",
+    ]
+    joined, features = [], []
+    for i, (feature, output) in enumerate(join.features):
+        at = " AND ".join([*join.equal("e", "r"), "e.__ms >= r.moment"])
+        counted = f"SELECT * FROM counts WHERE state = {literal(view.counts[feature])}"
+        ctes.append(f"f{i} AS (SELECT e.__row, r.n FROM asked e ASOF LEFT JOIN ({counted}) r ON {at})")
+        joined.append(f"JOIN f{i} USING (__row)" if i else "f0")
+        features.append(f"CAST(coalesce(f{i}.n, 0) AS BIGINT) AS {identifier(output)}")
+    return f"WITH {', '.join(ctes)} SELECT __row, {', '.join(features)} FROM {' '.join(joined)}"
+
+
+def _nothing(join: Join) -> str:
+    """No files: windows and presence are what they are over no events."""
+    empty = {"count": "CAST(0 AS BIGINT)", "count_distinct": "CAST(0 AS BIGINT)", "sum": "CAST(0 AS DOUBLE)"}
+    if isinstance(join.view, PresenceView):
+        values = [(empty["count"], output) for _, output in join.features]
+    else:
+        values = [(empty.get(a.function, null_of(join.view.features[a.name])), o) for a, o in _aggregates(join)]
+    features = ", ".join(f"{value} AS {identifier(output)}" for value, output in values)
+    return f"SELECT __row, {features} FROM entity_rows WHERE {join.whole}"
+
+
+def _ms(source: Source, column: str) -> str:
+    """SQL for a time column in ms since the epoch, rounded down."""
+    return f"epoch_ms(CAST({source.column(column)} AS TIMESTAMPTZ))"
+
+
+def _floor(instant: str, hop: int) -> str:
+    """SQL for the start of the hop that an instant lies in; DuckDB's remainder has the dividend's sign."""
+    return f"({instant} - ({instant} % {hop} + {hop}) % {hop})"
+
+
+def _day(ms: int) -> date:
+    return date.fromordinal(date(1970, 1, 1).toordinal() + ms // 86_400_000)
