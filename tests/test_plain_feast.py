@@ -431,15 +431,14 @@ def test_a_saved_dataset_is_what_the_job_gave(repo: Repo, tmp_path: Path) -> Non
     apply(repo, entity("driver"), view("stats", [entity("driver")], trips=Int64))
     store_file(repo, "stats", rows(driver_id=[1, 2], trips=[6, 7]))
     asked = pd.DataFrame({"driver_id": [2, 1], "event_timestamp": [NOW, NOW + HOUR]})
-    folder = tmp_path / "there already"
-    folder.mkdir()
-    (folder / "old.parquet").write_bytes(b"not Parquet")
+    file = tmp_path / "there already.parquet"
+    file.write_bytes(b"not Parquet")
     with calmly():
         job = repo.feast.get_historical_features(entity_df=asked, features=["stats:trips"])
         assert job.metadata is not None
         assert (job.metadata.min_event_timestamp, job.metadata.max_event_timestamp) == (NOW, NOW + HOUR)
         assert job.metadata.keys == ["driver_id"]
-        storage = SavedDatasetFileStorage(path=str(folder), file_format=ParquetFormat())
+        storage = SavedDatasetFileStorage(path=str(file), file_format=ParquetFormat())
         repo.feast.create_saved_dataset(from_=job, name="saved", storage=storage, allow_overwrite=True)
         saved = repo.feast.get_saved_dataset("saved").to_df()
     assert saved.sort_values("driver_id")["trips"].tolist() == [6, 7]

@@ -62,8 +62,8 @@ class ParquetCreator:
         return source
 
     def create_saved_dataset_destination(self) -> SavedDatasetFileStorage:
-        """Where a saved dataset goes: a folder that is there."""
-        return SavedDatasetFileStorage(path=str(self._folder("dataset")), file_format=ParquetFormat())
+        """Where a saved dataset goes: a file that is not there yet."""
+        return SavedDatasetFileStorage(path=str(self._folder("dataset") / "rows.parquet"), file_format=ParquetFormat())
 
     def create_logged_features_destination(self) -> FileLoggingDestination:
         """A folder for logged features."""

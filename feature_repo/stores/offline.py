@@ -73,10 +73,7 @@ class DuckDBRetrievalJob(RetrievalJob):
         return self._metadata
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Write the result as one Parquet file, atomically; in a folder it takes the place of what was there.
-
-        Raises SavedDatasetLocationAlreadyExists.
-        """
+        """Write the result as one Parquet file, atomically. Raises SavedDatasetLocationAlreadyExists (always if a folder)."""
         assert isinstance(storage, SavedDatasetFileStorage)
         path = _path(storage.file_options.uri, self._config)
         if path.is_dir() or (path.exists() and not allow_overwrite):
@@ -288,7 +285,8 @@ def _memories(registry: BaseRegistry, project: str) -> dict[str, int]:
             view = compile_view(table)
         except BadDefinition:  # nothing folds it; it is refused where it is asked for
             continue
-        assert not isinstance(view, BatchView)
+        if isinstance(view, BatchView):  # its rows are pushed
+            continue
         for topic in view.topics:
             reaches[topic] = max(reaches.get(topic, 0), view.reach)
     return {topic: reach + REPEAT_SLACK_MS for topic, reach in reaches.items()}
