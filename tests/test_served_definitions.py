@@ -1,15 +1,23 @@
 """What is served is what was folded: a registry that is ahead of it changes nothing, and hides nothing."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from feature_repo.settings import Settings
+from feature_repo.stores import layout
+from feature_repo.stores.embedded import socket_path
 from feature_repo.stores.progress import Progress
-from feature_repo.stores.reading import Feature, ReadPlan, Status, Wanted, read
-from feature_repo.stores.redis_client import Redis
-from feature_repo.stores.stream_store import StreamStore, Swap
+from feature_repo.stores.reading import Answer, Feature, ReadPlan, Status, Wanted, read, read_async
+from feature_repo.stores.redis_client import Redis, connect_async
+from feature_repo.stores.stream_store import FieldWrite, StreamStore, Swap
+from feature_repo.stores.tile_codec import Header, pack
 from feature_repo.views import PresenceView, StreamView
+from feature_repo.windows import SCALE, Observation, Tiles
 from tests.test_definition_checks import PRESENCE, window
 
 PROJECT, NOW = "served", 10_000_000
@@ -53,6 +61,30 @@ def test_a_view_that_is_defined_otherwise_by_now_is_read_as_it_is_served(redis_c
     ahead = replace(view, tiles_hash="defined otherwise")
     assert asked(redis_client, ahead) == asked(redis_client, view)
     assert asked(redis_client, view)[0].status == Status.NULL_VALUE
+
+
+def test_reads_that_share_a_plan_do_not_disturb_each_other(valkey: Path, redis_client: Redis) -> None:
+    """Each learns what is served, and the number of partitions, while the others are under way."""
+    store, view = StreamStore(redis_client, PROJECT), window()
+    folded(store, view, partitions=3)
+    store.serve([view], {})
+    key = layout.key_builder(PROJECT, view.join_keys, view.key_types)([1])
+    for partition in range(3):
+        tiles = Tiles()
+        tiles.fold(view.layout, Observation(NOW, partition, 1, (1, 60 * (partition + 1) * SCALE)))
+        write = FieldWrite(key, layout.tiles_field(view, partition), b"", pack(Header(1, 1), view.layout, tiles))
+        assert store.write_fields([write]) == [True]
+
+    async def at_once() -> list[Answer]:
+        plan = ReadPlan(PROJECT, [Wanted(view, tuple(view.features), view.join_keys)])
+        client = connect_async(Settings(REDIS_URL=SecretStr(f"unix://{socket_path(valkey)}")))
+        reads = [read_async(client, plan, {view.join_keys[0]: [1]}, NOW) for _ in range(8)]
+        answers = await asyncio.gather(*reads)
+        await client.aclose()
+        return answers
+
+    for _ in range(5):
+        assert {answer.columns[0][0][0].value for answer in asyncio.run(at_once())} == {120.0}
 
 
 def test_a_feature_that_is_not_served_yet_is_outside_beside_those_that_are(redis_client: Redis) -> None:

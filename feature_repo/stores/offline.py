@@ -73,7 +73,7 @@ class DuckDBRetrievalJob(RetrievalJob):
         return self._metadata
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Write the result as one Parquet file, atomically. Raises SavedDatasetLocationAlreadyExists (always if a folder)."""
+        """Write the result as one Parquet file, atomically. Raises SavedDatasetLocationAlreadyExists; a folder is."""
         assert isinstance(storage, SavedDatasetFileStorage)
         path = _path(storage.file_options.uri, self._config)
         if path.is_dir() or (path.exists() and not allow_overwrite):
