@@ -74,6 +74,7 @@ def drill(
 def chaos(
     kills: Annotated[int, typer.Option(min=7, help="How many kills; 200 are the full drill")] = 200,
     seed: Annotated[int | None, typer.Option(help="Of the dice; by chance if left out")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Let the folder stay, with what the processes said")] = False,
 ) -> None:
     """Kill everything at random under load, and hold what is served and archived against the log.
 
@@ -86,7 +87,7 @@ def chaos(
     from deploy.chaos.drill import ZERO
     from deploy.chaos.drill import chaos as run
 
-    figures = run(kills, secrets.randbelow(2**31) if seed is None else seed)
+    figures = run(kills, secrets.randbelow(2**31) if seed is None else seed, keep)
     typer.echo(json.dumps(figures))
     if any(figures[name] for name in ZERO):
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 RECORD = "process.json"
@@ -53,15 +54,13 @@ class Process:
     def stop(self) -> None:
         """End it in order; killed if it takes too long."""
         self.resume()  # a paused process would not hear the next one
-        self._signal(signal.SIGTERM)
-        if not wait(self._gone, _STOP_SECONDS):
+        if not self._ended_by(signal.SIGTERM):
             self.kill()
         self._record.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would. `start` brings it back. Raises ServiceError."""
-        self._signal(signal.SIGKILL)
-        if not wait(self._gone, _STOP_SECONDS):
+        if not self._ended_by(signal.SIGKILL):
             raise ServiceError(f"{self.name} (process {self.pid()}) does not end")
 
     def pause(self) -> None:
@@ -88,15 +87,16 @@ class Process:
         self._record.write_text(json.dumps({"pid": child.pid, "born": born(child.pid)}))
         return child
 
+    def _ended_by(self, number: signal.Signals) -> bool:
+        pid = self.pid()
+        self._signal(number)
+        return pid is None or wait(lambda: self.pid() != pid, _STOP_SECONDS)
+
     def _signal(self, number: signal.Signals) -> None:
         pid = self.pid()
         if pid is not None:
-            os.kill(pid, number)
-
-    def _gone(self) -> bool:
-        if self._child is not None:
-            return self._child.poll() is not None
-        return self.pid() is None
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(pid, number)
 
 
 def recorded(record: Path) -> int | None:

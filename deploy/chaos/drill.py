@@ -63,8 +63,8 @@ class Figures:
         not have, and acknowledged events that the log does not have; `duplicated`: offsets that the archive has more
         than once; `archive_wrong`: archived rows that are not what lies in the log. `mismatches`: features, online or
         from history, that are not what the log says, of `checks`, of which `nonempty` were neither null nor 0.
-        `dishonest`: of the `reads` made during the drill and served as computed (`fresh`), those that no prefix of the
-        log gives; of `decided` every feature could be decided.
+        `dishonest`: of the entities read during the drill and served as computed (`fresh`), those that no prefix of the
+        log gives; of `decided` every feature could be decided. `unavailable` of the `reads` met no Redis.
         """
         both = (self.online, self.history)
         return {
@@ -87,12 +87,12 @@ class Figures:
         }
 
 
-def chaos(kills: int, seed: int, clock: Clock = wall_clock) -> dict[str, Any]:
+def chaos(kills: int, seed: int, keep: bool = False, clock: Clock = wall_clock) -> dict[str, Any]:
     """Run a drill of so many kills; its figures (see `Figures.as_json`).
 
-    Everything runs in a temporary folder on ports of its own, and is ended whatever happens; the folder stays where
-    figures that must be 0 are not, or the drill fails. Raises ChaosError, ServiceError, or ValueError for fewer kills
-    than there are kinds.
+    Everything runs in a temporary folder on ports of its own, and is ended whatever happens; the folder stays with
+    `keep`, and where figures that must be 0 are not, or the drill fails. Raises ChaosError, ServiceError, or ValueError
+    for fewer kills than there are kinds.
     """
     plan = planned(kills, random.Random(seed))
     began = time.monotonic()
@@ -100,15 +100,19 @@ def chaos(kills: int, seed: int, clock: Clock = wall_clock) -> dict[str, Any]:
         system = System(home.path, seed)
         try:
             with system.settings() as given, system.servers():
-                figures = _Drill(given, system, seed, clock).run(plan)
+                drill = _Drill(given, system, seed, clock)
+                try:
+                    figures = drill.run(plan)
+                finally:
+                    drill.close()
         except Exception:
             _say(f"what the processes said is in {home.path}")
             home.keep()
             raise
         figures.seconds = time.monotonic() - began
         found = figures.as_json()
-        if any(found[name] for name in ZERO):
-            _explain(figures)
+        _explain(figures)
+        if keep or any(found[name] for name in ZERO):
             _say(f"what the processes said is in {home.path}")
             home.keep()
         return found
@@ -123,7 +127,8 @@ class _Drill:
         self._given, self._system, self._seed, self._clock = given, system, seed, clock
         self._store: FeatureStore = open_store(given)
         self._views: tuple[StreamView, ...] = stream_views(self._store.list_stream_feature_views())
-        self._reader = FeatureReader(connect(given), self._store.project)
+        self._clients = (connect(given), connect(given))  # one a thread that reads
+        self._reader = FeatureReader(self._clients[0], self._store.project)
         self._log: EventLog = open_log(given)
 
     def run(self, plan: Sequence[str]) -> Figures:
@@ -132,9 +137,8 @@ class _Drill:
         self._system.start()
         wait_folded(self._reader, self._views, self._clock, self._clock(), READY_S)
         load = Load(self._log, self._clock, self._seed)
-        watcher = Watcher(
-            FeatureReader(connect(self._given), self._store.project), self._views, self._clock, self._seed
-        )
+        watching = FeatureReader(self._clients[1], self._store.project)
+        watcher = Watcher(watching, self._views, self._clock, self._seed)
         load.start()
         watcher.start()
         kill_seconds = self._kill(plan, load)
@@ -157,6 +161,7 @@ class _Drill:
         figures.dishonest = verdict.dishonest
         figures.more = {
             "reads": watcher.reads,
+            "unavailable": watcher.unavailable,
             "fresh": len(watcher.sightings),
             "decided": verdict.decided,
             "published_again": load.retries,
@@ -164,6 +169,12 @@ class _Drill:
             "died_unkilled": sum(keeper.died for keeper in self._system.keepers),
         }
         return figures
+
+    def close(self) -> None:
+        """Give up the connections."""
+        self._log.close()
+        for client in self._clients:
+            client.close()
 
     def _kill(self, plan: Sequence[str], load: Load) -> float:
         killer = Killer(self._system, load, random.Random(self._seed + 1))

@@ -26,10 +26,14 @@ class EventMaker:
         self._dice, self._made = dice, 0
         self._open: list[dict[str, Any]] = []
 
-    def batch(self, now: int, count: int | None = None) -> tuple[str, list[Message]]:
-        """Events of one topic, made at `now` (ms): `count`, or a few dozens."""
+    def batch(self, now: int) -> tuple[str, list[Message]]:
+        """A few dozen events of one topic, made at `now` (ms)."""
         (topic,) = self._dice.choices(list(_TOPICS), list(_TOPICS.values()))
-        return topic, [self._message(topic, now) for _ in range(count or self._dice.randint(5, 60))]
+        return topic, [self._message(topic, now) for _ in range(self._dice.randint(5, 60))]
+
+    def rush(self, now: int, count: int) -> tuple[str, list[Message]]:
+        """Many orders at once."""
+        return "order_placed", [self._message("order_placed", now) for _ in range(count)]
 
     def _message(self, topic: str, now: int) -> Message:
         make = {

@@ -34,6 +34,7 @@ from ingestion.parity.oracle import Row, value
 
 SLACK_MS = 1000
 READ_EVERY_S = 0.25
+ENTITIES_A_READ = 8
 _PREFIXES = 64
 _GROWING, _SHRINKING = ("count", "count_distinct", "max"), ("min",)
 
@@ -63,16 +64,20 @@ class Watcher(threading.Thread):
         """Read now and then."""
         while not self._finish.wait(READ_EVERY_S):
             view = self._dice.choice(self._views)
-            ids, asked = self._dice.choice(entities_of(view)), self._clock()
+            # Counts of several groups may be taken at slightly different instants: one is asked for at a time.
+            count = 1 if isinstance(view, PresenceView) else ENTITIES_A_READ
+            entities, asked = self._dice.sample(entities_of(view), count), self._clock()
             self.reads += 1
             try:
-                served = self._reader.read(view, [ids], asked)
+                served = self._reader.read(view, entities, asked)
             except STORE_DOWN:
                 self.unavailable += 1
                 continue
-            values = served.values(ids)
-            if values:
-                self.sightings.append(Sighting(view, ids, asked, self._clock(), served.instant, values))
+            answered = self._clock()
+            for ids in entities:
+                values = served.values(ids)
+                if values:
+                    self.sightings.append(Sighting(view, ids, asked, answered, served.instant, values))
 
     def finish(self) -> None:
         """Read no more."""
@@ -108,7 +113,7 @@ class Judge:
         """Whether it can be true, and whether every feature was decided."""
         split = self._split(seen)
         if isinstance(seen.view, PresenceView):
-            return self._presence(seen, split), True
+            return self._presence(seen, *split.by_member(seen.view.member)), True
         if split.prefixes <= _PREFIXES:
             return any(self._gives(seen, rows) for rows in split.each()), True
         return self._between(seen, seen.view, split), False
@@ -126,11 +131,7 @@ class Judge:
                 return False
         return True
 
-    def _presence(self, seen: Sighting, split: "_Split") -> bool:
-        assert isinstance(seen.view, PresenceView)
-        unsettled = {row.event.columns[seen.view.member] for rows in split.perhaps for row in rows}
-        parts = [split.of(seen.view.member, member) for member in unsettled]
-        settled = [row for row in split.sure if row.event.columns[seen.view.member] not in unsettled]
+    def _presence(self, seen: Sighting, settled: Sequence[Row], parts: Sequence["_Split"]) -> bool:
         for name, served in seen.values.items():
             least = most = value(seen.view, name, settled, seen.ids, seen.instant) or 0
             for part in parts:
@@ -210,13 +211,20 @@ class _Split:
         """The events in the greatest prefix."""
         return [*self.sure, *(row for rows in self.perhaps for row in rows)]
 
-    def of(self, member_column: str, member: object) -> "_Split":
-        """The same for one member's events."""
-
-        def its(rows: Sequence[Row]) -> list[Row]:
-            return [row for row in rows if row.event.columns[member_column] == member]
-
-        return _Split(its(self.sure), [rows for rows in map(its, self.perhaps) if rows])
+    def by_member(self, column: str) -> tuple[list[Row], list["_Split"]]:
+        """The events of members of whom all are sure, and one split for each other member."""
+        others: dict[object, _Split] = {}
+        for rows in self.perhaps:
+            its: dict[object, list[Row]] = {}
+            for row in rows:
+                its.setdefault(row.event.columns[column], []).append(row)
+            for member, found in its.items():
+                others.setdefault(member, _Split([], [])).perhaps.append(found)
+        settled: list[Row] = []
+        for row in self.sure:
+            other = others.get(row.event.columns[column])
+            (settled if other is None else other.sure).append(row)
+        return settled, list(others.values())
 
 
 def _in_order(low: Value, middle: Value, high: Value, absent: float) -> bool:

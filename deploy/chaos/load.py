@@ -11,7 +11,7 @@ from ingestion.log import EventLog, LogUnavailable, Message
 
 EVENTS_A_SECOND = 250
 TWICE_EVERY = 10
-BURST_BATCHES, BURST_EVENTS = 4, 500
+RUSH = 2000
 _RETRY_S = 0.2
 _GIVE_UP_S = 120.0
 
@@ -22,7 +22,8 @@ class Load(threading.Thread):
     def __init__(self, log: EventLog, clock: Clock, seed: int) -> None:
         super().__init__(name="load", daemon=True)
         self._log, self._clock, self._maker = log, clock, EventMaker(random.Random(seed))
-        self._finish, self._burst = threading.Event(), threading.Event()
+        self._finish = threading.Event()
+        self._rush_at: float | None = None
         self._failure: Exception | None = None
         self.acknowledged: set[tuple[str, bytes]] = set()
         self.retries = 0
@@ -33,10 +34,9 @@ class Load(threading.Thread):
         try:
             while not self._finish.is_set():
                 began = time.monotonic()
-                if self._burst.is_set():
-                    for _ in range(BURST_BATCHES):
-                        self._send(*self._maker.batch(self._clock(), BURST_EVENTS), times=1)
-                    self._burst.clear()
+                if self._rush_at is not None and began >= self._rush_at:
+                    self._rush_at = None
+                    self._send(*self._maker.rush(self._clock(), RUSH), times=1)
                 topic, messages = self._maker.batch(self._clock())
                 self._send(topic, messages, times=2 if number % TWICE_EVERY == 0 else 1)
                 number += 1
@@ -50,11 +50,14 @@ class Load(threading.Thread):
         self.join()
         self.check()
 
-    def burst(self, seconds: float) -> None:
-        """Many events at once, so that workers have their hands full; waits at most so long until they are there."""
-        self._burst.set()
+    def rush(self, after: float = 0) -> None:
+        """Many orders at once, so many seconds from now: workers will have their hands full."""
+        self._rush_at = time.monotonic() + after
+
+    def wait_rush(self, seconds: float) -> None:
+        """Wait until the rush begins, but not longer than so many seconds."""
         deadline = time.monotonic() + seconds
-        while self._burst.is_set() and time.monotonic() < deadline:
+        while self._rush_at is not None and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def check(self) -> None:

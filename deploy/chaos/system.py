@@ -33,7 +33,7 @@ class Keeper(threading.Thread):
         super().__init__(name=f"keeper of {process.name}", daemon=True)
         self.process, self._dice = process, dice
         self._done = threading.Event()
-        self._killed, self._then = False, _nothing
+        self._killed, self._at_once, self._then = False, False, _nothing
         self._resume_at: float | None = None
         self._up_since = time.monotonic()
         self.died = 0
@@ -46,9 +46,9 @@ class Keeper(threading.Thread):
             return None
         return time.monotonic() - self._up_since
 
-    def strike(self, then: Callable[[], None] | None = None) -> None:
-        """Kill it; `then` is done before it comes back."""
-        self._killed, self._then = True, then or self._then
+    def strike(self, then: Callable[[], None] | None = None, at_once: bool = False) -> None:
+        """Kill it; `then` is done before it comes back, which is after a random short while, or `at_once`."""
+        self._killed, self._at_once, self._then = True, at_once, then or self._then
         self.process.kill()
 
     def pause(self, seconds: float) -> None:
@@ -76,7 +76,7 @@ class Keeper(threading.Thread):
     def _revive(self) -> None:
         self.died += not self._killed
         self._killed = False
-        if self._done.wait(self._dice.uniform(*_DOWN_S)):
+        if self._done.wait(0 if self._at_once else self._dice.uniform(*_DOWN_S)):
             return
         then, self._then = self._then, _nothing
         then()
