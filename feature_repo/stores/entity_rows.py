@@ -25,6 +25,9 @@ STAMP = "event_timestamp"
 
 _INSTANT = pa.timestamp("us", tz="UTC")
 _WHOLE = (ValueType.INT64, ValueType.INT32)
+_READ_AS_WHOLE = tuple(
+    getattr(pa.types, f"is_{kind}") for kind in ("integer", "floating", "decimal", "string", "large_string", "null")
+)
 
 
 class BadEntityRows(ValueError):
@@ -116,7 +119,10 @@ def _table(connection: Connection, given: Any, folder: Path | str | None) -> pa.
     if isinstance(given, pa.Table):
         return given
     if isinstance(given, pd.DataFrame):
-        return pa.Table.from_pandas(given, preserve_index=False).replace_schema_metadata()
+        try:
+            return pa.Table.from_pandas(given, preserve_index=False).replace_schema_metadata()
+        except pa.ArrowException as error:
+            raise BadEntityRows(f"entity rows: {'; '.join(map(str, error.args))}") from error
     if not isinstance(given, str):
         raise BadEntityRows(
             f"entity rows are a {type(given).__name__}: a pandas frame, an Arrow table or SQL is expected"
@@ -172,10 +178,12 @@ def _ids(name: str, values: pa.ChunkedArray, kind: ValueType) -> pa.ChunkedArray
         return values
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_nan(values), None, values)
+    if not any(matches(values.type) for matches in _READ_AS_WHOLE):
+        raise BadEntityRows(f"join key {name!r} holds {values.type}: whole numbers are expected")
     try:
         return values.cast(pa.int64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise BadEntityRows(f"join key {name!r} needs whole numbers: {_first_line(error)}") from error
+    except pa.ArrowInvalid as error:
+        raise BadEntityRows(f"join key {name!r} holds what is no whole number: {_first_line(error)}") from error
 
 
 def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:

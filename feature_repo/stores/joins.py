@@ -4,13 +4,19 @@ The SQL of joins works on a table ``entity_rows`` with ``__row`` (the row's numb
 since the epoch, rounded down) and a column for each join key that a view is asked by.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from feast import FeatureView, RepoConfig
+from feast.feature_view import DUMMY_ENTITY_ID
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.utils import _parse_feature_ref
 from feast.value_type import ValueType
 
 from feature_repo.stores.duckdb_client import identifier
 from feature_repo.stores.sources import Source
-from feature_repo.views import View
+from feature_repo.views import BadDefinition, BatchView, View, compile_view
+from feature_repo.windows import REPEAT_SLACK_MS
 
 
 @dataclass(frozen=True)
@@ -85,3 +91,64 @@ class Span:
 def partitioned(columns: list[str]) -> str:
     """``PARTITION BY`` these columns, or nothing if there are none."""
     return f"PARTITION BY {', '.join(columns)}" if columns else ""
+
+
+def joins_of(
+    config: RepoConfig,
+    registry: BaseRegistry,
+    feature_views: Sequence[FeatureView],
+    feature_refs: Sequence[str],
+    full: bool,
+) -> tuple[list[Join], list[str]]:
+    """A join a view, and the features' names in the order that they were asked for; joins name them o0, o1 ..."""
+    tables = {str(table.projection.name_to_use()): table for table in feature_views}  # type: ignore[no-untyped-call]
+    wanted: dict[str, list[tuple[str, str]]] = {}
+    names: list[str] = []
+    for ref in feature_refs:
+        view_name, _, feature = _parse_feature_ref(ref)
+        if view_name in tables:  # the others are computed on demand
+            wanted.setdefault(view_name, []).append((feature, f"o{len(names)}"))
+            names.append(f"{view_name}__{feature}" if full else feature)
+    memories = _memories(registry, config.project)
+    return [_join(config, registry, memories, tables[name], tuple(wanted[name])) for name in wanted], names
+
+
+def _join(
+    config: RepoConfig,
+    registry: BaseRegistry,
+    memories: Mapping[str, int],
+    table: FeatureView,
+    features: tuple[tuple[str, str], ...],
+) -> Join:
+    view, mapped = compile_view(table), table.projection.join_key_map or {}
+    topics = () if isinstance(view, BatchView) else view.topics
+    return Join(
+        view,
+        Source.of(table.batch_source, config.repo_path),
+        features,
+        tuple((key, mapped.get(key, key)) for key in view.join_keys if key != DUMMY_ENTITY_ID),
+        round(table.ttl.total_seconds() * 1e6) if table.ttl else 0,
+        tuple(_log_of(config, registry, topic) for topic in topics[1:]),
+        tuple(memories[topic] for topic in topics),
+    )
+
+
+def _memories(registry: BaseRegistry, project: str) -> dict[str, int]:
+    """Of each topic, how far apart in ms the times of an event and its repeat may lie: see `stream_sql`."""
+    reaches: dict[str, int] = {}
+    for table in registry.list_stream_feature_views(project, allow_cache=True):
+        try:
+            view = compile_view(table)
+        except BadDefinition:  # nothing folds it; it is refused where it is asked for
+            continue
+        if isinstance(view, BatchView):  # its rows are pushed
+            continue
+        for topic in view.topics:
+            reaches[topic] = max(reaches.get(topic, 0), view.reach)
+    return {topic: reach + REPEAT_SLACK_MS for topic, reach in reaches.items()}
+
+
+def _log_of(config: RepoConfig, registry: BaseRegistry, topic: str) -> Source:
+    """The archived log of a topic, by the stream source that is named like it."""
+    stream = registry.get_data_source(topic, config.project, allow_cache=True)
+    return Source.of(getattr(stream, "batch_source", None), config.repo_path)

@@ -1,6 +1,6 @@
 """The Feast OfflineStore plugin: point-in-time joins in DuckDB over Parquet, stream features from the event log."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -8,28 +8,26 @@ from typing import Any, Literal
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import FeatureView, OnDemandFeatureView, RepoConfig
+from feast import FeatureView, OnDemandFeatureView, RepoConfig, StreamFeatureView
 from feast.data_source import DataSource
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.feature_logging import LoggingConfig, LoggingSource
-from feast.feature_view import DUMMY_ENTITY_ID
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 from feast.saved_dataset import SavedDatasetStorage
-from feast.utils import _parse_feature_ref, compute_non_entity_date_range
+from feast.utils import compute_non_entity_date_range
 
-from feature_repo.stores.duckdb_client import Connection, connect, identifier
-from feature_repo.stores.entity_rows import BadEntityRows, EntityRows, read_entity_rows, register, rows_in_range
-from feature_repo.stores.joins import Join
+from feature_repo.stores.duckdb_client import Connection, connect, identifier, literal
+from feature_repo.stores.entity_rows import STAMP, BadEntityRows, EntityRows, read_entity_rows, register, rows_in_range
+from feature_repo.stores.joins import joins_of
 from feature_repo.stores.offline_sql import join_sql
 from feature_repo.stores.online import store_settings
 from feature_repo.stores.parquet_files import append_file, publish_file, replace_file
 from feature_repo.stores.sources import Source, relation
 from feature_repo.stores.values import from_micros, micros
-from feature_repo.views import BadDefinition, BatchView, compile_view
-from feature_repo.windows import REPEAT_SLACK_MS
 
 _EVERY_COLUMN = "* EXCLUDE (filename, file_row_number)"
 
@@ -73,13 +71,16 @@ class DuckDBRetrievalJob(RetrievalJob):
         return self._metadata
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Write the result as one Parquet file, atomically. Raises SavedDatasetLocationAlreadyExists; a folder is."""
+        """Write the result as one Parquet file, atomically. Raises SavedDatasetLocationAlreadyExists, BadEntityRows."""
         assert isinstance(storage, SavedDatasetFileStorage)
         path = _path(storage.file_options.uri, self._config)
         if path.is_dir() or (path.exists() and not allow_overwrite):
             raise SavedDatasetLocationAlreadyExists(location=str(path))
+        table = self.to_arrow()
+        if STAMP not in table.column_names:
+            raise BadEntityRows(f"no column {STAMP!r} in {table.column_names}: Feast reads saved datasets by it")
         try:
-            (replace_file if allow_overwrite else publish_file)(path, self.to_arrow())
+            (replace_file if allow_overwrite else publish_file)(path, table)
         except FileExistsError:  # meanwhile
             raise SavedDatasetLocationAlreadyExists(location=str(path)) from None
 
@@ -122,7 +123,7 @@ class TiffinOfflineStore(OfflineStore):
         Raises BadEntityRows, FeastEntityDFMissingColumnsError, or BadSource, when the result is asked for.
         """
         settings = store_settings(config)
-        joins, names = _joins(config, registry, feature_views, feature_refs, full_feature_names)
+        joins, names = joins_of(config, registry, feature_views, feature_refs, full_feature_names)
         between = None if entity_df is not None else compute_non_entity_date_range(feature_views, start_date, end_date)
 
         def rows(connection: Connection) -> EntityRows:
@@ -193,7 +194,14 @@ class TiffinOfflineStore(OfflineStore):
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> RetrievalJob:
-        """Every row between the two instants; with every column of the source if no features are named."""
+        """Every row between the two instants, or all of a source without a time: that is how a saved dataset is read.
+
+        Every column of the source, if no features are named.
+
+        (Feast keeps the bounds of the first dataset that was saved under a name, whatever is saved there later.)
+        """
+        if not data_source.timestamp_field:
+            start_date = end_date = None
         columns = [*(join_key_columns or [DUMMY_ENTITY_ID]), *feature_name_columns, timestamp_field]
         if created_timestamp_column:
             columns.append(created_timestamp_column)
@@ -205,9 +213,15 @@ class TiffinOfflineStore(OfflineStore):
     def offline_write_batch(
         config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
-        """Append rows to a view's source as a file of its own, atomically; safe for several writers."""
+        """Append rows to a view's source as a file of its own, atomically; safe for several writers.
+
+        The columns may have the names of the source or those that it maps them to. Raises TypeError for a stream view,
+        whose values come of its events alone, BadSource for other columns than the source's files have.
+        """
+        if isinstance(feature_view, StreamFeatureView):
+            raise TypeError(f"{feature_view.name} is computed from its events: rows written to it would be ignored")
         source = Source.of(feature_view.batch_source, config.repo_path)
-        append_file(source.path, table)
+        append_file(source.path, source.as_stored(table))
         if progress:
             progress(table.num_rows)
 
@@ -237,67 +251,6 @@ class TiffinOfflineStore(OfflineStore):
         return [(field.name, str(field.type)) for field in schema]
 
 
-def _joins(
-    config: RepoConfig,
-    registry: BaseRegistry,
-    feature_views: Sequence[FeatureView],
-    feature_refs: Sequence[str],
-    full: bool,
-) -> tuple[list[Join], list[str]]:
-    """A join a view, and the features' names in the order that they were asked for; joins name them o0, o1 ..."""
-    tables = {str(table.projection.name_to_use()): table for table in feature_views}  # type: ignore[no-untyped-call]
-    wanted: dict[str, list[tuple[str, str]]] = {}
-    names: list[str] = []
-    for ref in feature_refs:
-        view_name, _, feature = _parse_feature_ref(ref)
-        if view_name in tables:  # the others are computed on demand
-            wanted.setdefault(view_name, []).append((feature, f"o{len(names)}"))
-            names.append(f"{view_name}__{feature}" if full else feature)
-    memories = _memories(registry, config.project)
-    return [_join(config, registry, memories, tables[name], tuple(wanted[name])) for name in wanted], names
-
-
-def _join(
-    config: RepoConfig,
-    registry: BaseRegistry,
-    memories: Mapping[str, int],
-    table: FeatureView,
-    features: tuple[tuple[str, str], ...],
-) -> Join:
-    view, mapped = compile_view(table), table.projection.join_key_map or {}
-    topics = () if isinstance(view, BatchView) else view.topics
-    return Join(
-        view,
-        Source.of(table.batch_source, config.repo_path),
-        features,
-        tuple((key, mapped.get(key, key)) for key in view.join_keys if key != DUMMY_ENTITY_ID),
-        round(table.ttl.total_seconds() * 1e6) if table.ttl else 0,
-        tuple(_log_of(config, registry, topic) for topic in topics[1:]),
-        tuple(memories[topic] for topic in topics),
-    )
-
-
-def _memories(registry: BaseRegistry, project: str) -> dict[str, int]:
-    """Of each topic, how far apart in ms the times of an event and its repeat may lie: see `stream_sql`."""
-    reaches: dict[str, int] = {}
-    for table in registry.list_stream_feature_views(project, allow_cache=True):
-        try:
-            view = compile_view(table)
-        except BadDefinition:  # nothing folds it; it is refused where it is asked for
-            continue
-        if isinstance(view, BatchView):  # its rows are pushed
-            continue
-        for topic in view.topics:
-            reaches[topic] = max(reaches.get(topic, 0), view.reach)
-    return {topic: reach + REPEAT_SLACK_MS for topic, reach in reaches.items()}
-
-
-def _log_of(config: RepoConfig, registry: BaseRegistry, topic: str) -> Source:
-    """The archived log of a topic, by the stream source that is named like it."""
-    stream = registry.get_data_source(topic, config.project, allow_cache=True)
-    return Source.of(getattr(stream, "batch_source", None), config.repo_path)
-
-
 def _pull(
     config: RepoConfig,
     data_source: DataSource,
@@ -312,17 +265,19 @@ def _pull(
     def run(connection: Connection) -> pa.Table:
         files = source.files()
         if not files:
-            return pa.table({name: pa.nulls(0) for name in columns if name != _EVERY_COLUMN})
-        instant = source.micros(timestamp_field)
-        bounds = [f"{instant} >= {micros(start)}"] if start else []
-        bounds += [f"{instant} <= {micros(end)}"] if end else []
-        selected = ", ".join(
-            name if name == _EVERY_COLUMN else f"{source.column(name)} AS {identifier(name)}" for name in columns
-        )
-        where = f"WHERE {' AND '.join(bounds)}" if bounds else ""
-        return _arrow(connection, f"SELECT {selected} FROM {relation(files)} {where} {qualify}")
+            return pa.table({name: pa.nulls(0) for name in columns})
+        selected = ", ".join(f"{_selected(source, name)} AS {identifier(name)}" for name in columns)
+        within = "true"
+        if start or end:
+            bounds = [micros(bound) if bound else None for bound in (start, end)]
+            within = source.within(timestamp_field, *bounds)
+        return _arrow(connection, f"SELECT {selected} FROM {relation(files)} WHERE {within} {qualify}")
 
     return DuckDBRetrievalJob(config, run)
+
+
+def _selected(source: Source, name: str) -> str:
+    return literal(DUMMY_ENTITY_VAL) if name == DUMMY_ENTITY_ID else source.column(name)
 
 
 def _arrow(connection: Connection, query: str) -> pa.Table:

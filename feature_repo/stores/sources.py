@@ -6,6 +6,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from feast import FileSource
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.value_type import ValueType
@@ -65,6 +67,22 @@ class Source:
             for file in parquet_files(self.path)
             if not file.parent.name.startswith("date=") or first <= file.parent.name <= last
         ]
+
+    def as_stored(self, table: pa.Table) -> pa.Table:
+        """Rows to append: the columns under their names in the files, without an index that pandas left behind.
+
+        Raises BadSource if they are not the columns of the files that are there.
+        """
+        table = table.select([name for name in table.column_names if not name.startswith("__index_level_")])
+        table = table.rename_columns([self.mapping.get(name, name) for name in table.column_names])
+        files = self.files()
+        if files and (wrong := set(table.column_names) ^ set(pq.read_schema(files[0]).names)):
+            lacking = sorted(wrong - set(table.column_names))
+            raise BadSource(
+                f"{self.name}: rows to append {'lack' if lacking else 'have'} the column "
+                f"{(lacking or sorted(wrong))[0]!r}, unlike those in {files[0].name}: they would not be read together"
+            )
+        return table
 
     def column(self, name: str) -> str:
         """A column's quoted name in the files; the join key of views without entities is in none, and everywhere ''."""
