@@ -8,11 +8,11 @@ from typing import Any, Literal
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import FeatureView, OnDemandFeatureView, RepoConfig, StreamFeatureView
+from feast import FeatureView, OnDemandFeatureView, RepoConfig
 from feast.data_source import DataSource
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.feature_logging import LoggingConfig, LoggingSource
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
@@ -20,7 +20,7 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.saved_dataset import SavedDatasetStorage
 from feast.utils import compute_non_entity_date_range
 
-from feature_repo.stores.duckdb_client import Connection, connect, identifier, literal
+from feature_repo.stores.duckdb_client import Connection, connect, identifier
 from feature_repo.stores.entity_rows import STAMP, BadEntityRows, EntityRows, read_entity_rows, register, rows_in_range
 from feature_repo.stores.joins import joins_of
 from feature_repo.stores.offline_sql import join_sql
@@ -28,6 +28,7 @@ from feature_repo.stores.online import store_settings
 from feature_repo.stores.parquet_files import append_file, publish_file, replace_file
 from feature_repo.stores.sources import Source, relation
 from feature_repo.stores.values import from_micros, micros
+from feature_repo.views import BatchView, compile_view
 
 _EVERY_COLUMN = "* EXCLUDE (filename, file_row_number)"
 
@@ -218,7 +219,7 @@ class TiffinOfflineStore(OfflineStore):
         The columns may have the names of the source or those that it maps them to. Raises TypeError for a stream view,
         whose values come of its events alone, BadSource for other columns than the source's files have.
         """
-        if isinstance(feature_view, StreamFeatureView):
+        if not isinstance(compile_view(feature_view), BatchView):
             raise TypeError(f"{feature_view.name} is computed from its events: rows written to it would be ignored")
         source = Source.of(feature_view.batch_source, config.repo_path)
         append_file(source.path, source.as_stored(table))
@@ -265,8 +266,10 @@ def _pull(
     def run(connection: Connection) -> pa.Table:
         files = source.files()
         if not files:
-            return pa.table({name: pa.nulls(0) for name in columns})
-        selected = ", ".join(f"{_selected(source, name)} AS {identifier(name)}" for name in columns)
+            return pa.table({name: pa.nulls(0) for name in columns if name != _EVERY_COLUMN})
+        selected = ", ".join(
+            name if name == _EVERY_COLUMN else f"{source.column(name)} AS {identifier(name)}" for name in columns
+        )
         within = "true"
         if start or end:
             bounds = [micros(bound) if bound else None for bound in (start, end)]
@@ -274,10 +277,6 @@ def _pull(
         return _arrow(connection, f"SELECT {selected} FROM {relation(files)} WHERE {within} {qualify}")
 
     return DuckDBRetrievalJob(config, run)
-
-
-def _selected(source: Source, name: str) -> str:
-    return literal(DUMMY_ENTITY_VAL) if name == DUMMY_ENTITY_ID else source.column(name)
 
 
 def _arrow(connection: Connection, query: str) -> pa.Table:
