@@ -248,7 +248,8 @@ def test_entities_may_be_of_every_type_that_feast_can_make_a_key_of(
     apply(repo, entity("thing", kind), view("things", [entity("thing", kind)], size=Int64))
     store_file(repo, "things", rows(thing_id=pa.array(ids, arrow), size=[1, 2]))
     materialize(repo)
-    assert values(repo, ["things:size"], thing_id=asked)["size"] == [1, 2]
+    found = values(repo, ["things:size"], thing_id=asked)
+    assert (found["size"], found["thing_id"]) == ([1, 2], ids), "ids are shown as what they are"
     write(repo, "things", thing_id=ids[:1], size=[3])
     assert values(repo, ["things:size"], thing_id=asked)["size"] == [3, 2]
 

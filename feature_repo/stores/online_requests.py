@@ -6,6 +6,7 @@ view is asked for. Only on-demand views are computed by Feast, on top of what wa
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple, SupportsIndex
 
 from feast import FeatureService
@@ -28,6 +29,8 @@ Columns = dict[str, list[Any]]
 PLANS_KEPT = 100
 _WHOLE = (ValueType.INT64, ValueType.INT32)
 _WHOLE_NUMBER = re.compile("0|-?[1-9][0-9]{0,18}")
+_OF_KIND = {ValueType.BYTES: (bytes,), ValueType.UNIX_TIMESTAMP: (datetime, int)}
+_PLAIN = ((str, ValueType.STRING), (bool, ValueType.BOOL), (float, ValueType.DOUBLE))
 _SHOWN = 200  # characters of an id that is none
 _STATUSES = {status: FieldStatus.Value(status.name) for status in Status}
 
@@ -232,15 +235,14 @@ def _id_value(kind: ValueType, value: object) -> Value:
     if value is None:
         return Value()
     try:
-        if isinstance(value, str):
-            return Value(string_val=value)
-        if isinstance(value, bool):
-            return Value(bool_val=value)
-        if isinstance(value, float):
-            return Value(double_val=value)
+        if isinstance(value, _OF_KIND.get(kind, ())):
+            return to_proto(kind, value)
+        for plain, shown_as in _PLAIN:
+            if isinstance(value, plain):
+                return to_proto(shown_as, value)
         if isinstance(value, int) or isinstance(value, SupportsIndex):  # noqa: SIM101  # the second alone costs 100 times as much
             return to_proto(kind if kind == ValueType.INT32 else ValueType.INT64, value)
-    except ValueError:  # too great a number, or half a surrogate pair
+    except (TypeError, ValueError, OverflowError):  # too great a number, or half a surrogate pair
         pass
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else ascii(value)
     return Value(string_val=text[:_SHOWN])
