@@ -1,6 +1,8 @@
-"""Commands of the models: train and register."""
+"""Commands of the models: training sets, training and registering."""
 
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +46,49 @@ def train(
     with bar("training the models") as advance:
         results = train_all(open_store(settings()), settings(), plan, advance)
     Console().print(report(results))
+
+
+class AsOf(StrEnum):
+    """The two views of time."""
+
+    EVENT = "event"
+    ARRIVAL = "arrival"
+
+
+@commands.command()
+def dataset(
+    out: Annotated[Path, typer.Option(help="The Parquet file to write; replaced if it is there")],
+    service: Annotated[str, typer.Option(help="The feature service whose features are columns")] = "eta_streaming",
+    since: Annotated[
+        datetime | None, typer.Option("--from", help="Orders placed from here (UTC); all history by default")
+    ] = None,
+    until: Annotated[datetime | None, typer.Option(help="... and before here; now by default")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="name=text: orders whose extra field holds the text, e.g. is_asap=true")
+    ] = None,
+    as_of: Annotated[
+        AsOf, typer.Option(help="event: what is known now of each instant; arrival: what was known at that instant")
+    ] = AsOf.EVENT,
+) -> None:
+    """Write a training set: a row for each delivered order, with its features 1 ms before it was placed.
+
+    As of arrival a row has only events appended and batch rows created by its instant, so late and corrected ones are
+    the difference. Imported and simulated events count as appended when they happened: their stream features are the
+    same in both, while batch rows computed afterwards are missing as of arrival.
+    """
+    where = dict(_pair(text) for text in only or [])
+
+    from feature_repo.clock import clock_of, from_ms
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.settings import settings
+    from models.dataset import build, write
+
+    now = from_ms(clock_of(settings())())
+    bounds = _utc(since) or now - timedelta(days=3650), _utc(until) or now
+    rows = build(open_store(settings()), settings(), service, *bounds, where, as_of is AsOf.ARRIVAL)
+    columns = write(rows, out)
+    typer.echo(f"{out}: {len(rows)} rows, {len(columns)} columns, as of {as_of}")
+    typer.echo("\n".join(columns))
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -3,6 +3,11 @@
 Features come only from ``FeatureStore.get_historical_features``, at the instant at which a prediction would have been
 asked for: 1 ms before the order was placed, since then its own event does not exist yet.
 
+Features have two views of time: by event time a row has what is known now of its instant, late and corrected events
+included; by arrival what was known then, by events appended and batch rows created by then. Imported and simulated
+events have their own time as append time, so for stream features both are the same there; batch rows that were computed
+later were not known, and are missing by arrival. Labels are what is known now in both.
+
 Text features (``cuisine``) and arrays are left out. A code for a text would have to be learnt in training and kept in
 step with serving for every new value, and the restaurant's own preparation times say more than its cuisine does. Ids
 are not features, with one exception: ``zone_id`` is a feature of ``restaurant_profile``, and zones are few and lasting.
@@ -11,10 +16,12 @@ are not features, with one exception: ``zone_id`` is a feature of ``restaurant_p
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from feast import FeatureService, FeatureStore
 from feast.types import Bool, Float32, Float64, Int32, Int64
 from numpy.typing import NDArray
@@ -22,6 +29,7 @@ from numpy.typing import NDArray
 from feature_repo.clock import iso, to_ms
 from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import connect, literal, parquet_files
+from feature_repo.stores.parquet_files import replace_file
 from models.vector import REQUEST_FEATURES, FeatureVector, Matrix, request_features
 
 MAX_DELIVERY_MINUTES = 180.0
@@ -128,15 +136,22 @@ def build(
     since: datetime,
     until: datetime,
     where: Mapping[str, str] | None = None,
+    arrival: bool = False,
 ) -> Dataset:
     """The training set of a feature service: orders placed in [since, until) with their features at that time.
 
+    `arrival` asks for what was known at that time, not for what is known of it now.
     Raises NoTrainingRows like `entity_rows`, ValueError if Feast answers with another number of rows than it was asked.
     """
     rows, left_out = entity_rows(settings, since, until, where)
     service = store.get_feature_service(service_name)
     vector = vector_of(service)
-    joined = store.get_historical_features(entity_df=rows, features=service, full_feature_names=True).to_df()
+    joined = store.get_historical_features(
+        entity_df=rows,
+        features=service,
+        full_feature_names=True,
+        filter_by_created_timestamp=arrival,
+    ).to_df()
     if len(joined) != len(rows):
         raise ValueError(f"{service_name}: {len(joined)} rows for {len(rows)} orders: labels would be counted twice")
     # Feast promises no order of rows.
@@ -154,6 +169,21 @@ def build(
         event_ms,
         left_out,
     )
+
+
+def write(dataset: Dataset, path: Path) -> list[str]:
+    """Write the rows as one Parquet file, replacing what is there; the columns' names.
+
+    They are order_id, event_timestamp (the instant of the features, µs, UTC), the features, null where missing, and
+    delivery_minutes, the label.
+    """
+    columns = {"order_id": pa.array(dataset.order_id, pa.string())}
+    columns["event_timestamp"] = pa.array(dataset.event_ms, pa.timestamp("ms", "UTC")).cast(pa.timestamp("us", "UTC"))
+    for name in dataset.vector.names:
+        columns[name] = pa.array(dataset.features[name], pa.float64(), from_pandas=True)
+    columns["delivery_minutes"] = pa.array(dataset.label)
+    replace_file(path, pa.table(columns))
+    return list(columns)
 
 
 def split(dataset: Dataset, at: datetime) -> tuple[Dataset, Dataset]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from feast.cli.cli import cli as feast_command
@@ -103,7 +104,7 @@ def test_help_of_every_command_comes_without_loading_what_is_slow() -> None:
         [sys.executable, "-c", HELP], capture_output=True, text=True, timeout=DEADLINE_S, env=environment(), check=True
     )
     commands, slow = done.stdout.splitlines()[-2:]
-    assert {"apply", "demo", "import", "materialize", "push", "serve", "train", "up", "worker"} <= set(
+    assert {"apply", "dataset", "demo", "import", "materialize", "push", "serve", "train", "up", "worker"} <= set(
         json.loads(commands.replace("'", '"'))
     )
     assert slow == "[]"
@@ -120,6 +121,8 @@ def test_help_of_every_command_comes_without_loading_what_is_slow() -> None:
         ("import", "/no/such/file.csv", "/no/such/mapping.yaml"),
         ("services", "sideways"),
         ("train", "--only", "is_asap"),
+        ("dataset",),
+        ("dataset", "--out", "set.parquet", "--as-of", "sometimes"),
         ("--repo", "/no/such/folder", "apply"),
         ("--repo", str(Path(__file__).parent), "apply"),
     ],
@@ -144,21 +147,36 @@ def test_pushing_where_no_api_is_fails_in_one_line(repo: Path) -> None:
     assert "no-such-file.json" in failed(tiffin("--repo", repo, "push", "order_placed", "no-such-file.json"))
 
 
-def test_importing_by_a_mapping_that_names_a_missing_column_fails_in_one_line(repo: Path, tmp_path: Path) -> None:
-    orders, mapping = tmp_path / "orders.csv", tmp_path / "mapping.yaml"
-    orders.write_text("id,shop,area,ordered,arrived\n1,7,3,2026-01-01T12:00:00Z,2026-01-01T12:30:00Z\n")
+def import_orders(repo: Path, count: int, delivered_at: str) -> subprocess.CompletedProcess[str]:
+    """Import orders of one restaurant, a minute apart, by a mapping that finds when they came in a column so named."""
+    orders, mapping = repo / "orders.csv", repo / "mapping.yaml"
+    lines = (f"{i},7,3,2026-01-01T12:0{i}:00Z,2026-01-01T12:30:00Z" for i in range(count))
+    orders.write_text("\n".join(["id,shop,area,ordered,arrived", *lines]))
     fields = {"order_id": "id", "restaurant_id": "shop", "zone_id": "area", "placed_at": "ordered"}
-    mapping.write_text(json.dumps({"source": "tests", "fields": {**fields, "delivered_at": "delivered"}}))
-    assert "no column delivered" in failed(tiffin("--repo", repo, "import", orders, mapping))
+    mapping.write_text(json.dumps({"source": "tests", "fields": {**fields, "delivered_at": delivered_at}}))
+    return tiffin("--repo", repo, "import", orders, mapping)
+
+
+def test_importing_by_a_mapping_that_names_a_missing_column_fails_in_one_line(repo: Path) -> None:
+    assert "no column delivered" in failed(import_orders(repo, 1, "delivered"))
     assert not (repo / "data" / "log").exists()
-    mapping.write_text(json.dumps({"source": "tests", "fields": {**fields, "delivered_at": "arrived"}}))
-    done = tiffin("--repo", repo, "import", orders, mapping)
+    done = import_orders(repo, 1, "arrived")
     assert (done.returncode, done.stderr) == (0, "")
     assert "1 rows, 1 kept, 0 refused" in done.stdout
 
 
 def test_training_without_history_fails_in_one_line(repo: Path) -> None:
     assert "train" in failed(tiffin("--repo", repo, "train"))
+
+
+def test_a_training_set_of_imported_orders_is_written_and_described(repo: Path, tmp_path: Path) -> None:
+    assert import_orders(repo, 3, "arrived").returncode == 0
+    out = tmp_path / "set.parquet"
+    done = tiffin("--repo", repo, "dataset", "--out", out, "--from", "2026-01-01T12:01:00", "--as-of", "arrival")
+    assert (done.returncode, done.stderr) == (0, "")
+    told, table = done.stdout.splitlines(), pq.read_table(out)
+    assert told == [f"{out}: 2 rows, {len(told) - 1} columns, as of arrival", *table.column_names]
+    assert table["restaurant_recent_orders__orders_10m"].to_pylist() == [1, 2]
 
 
 def test_a_failure_shows_where_if_asked_to(repo: Path) -> None:

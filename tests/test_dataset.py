@@ -18,7 +18,7 @@ from feast.types import Array, Float32, Float64, Int64, String
 from feature_repo.clock import to_ms
 from feature_repo.settings import Settings
 from ingestion.events import arrow_schema
-from models.dataset import MAX_DELIVERY_MINUTES, Dataset, NoTrainingRows, build, entity_rows, split
+from models.dataset import MAX_DELIVERY_MINUTES, Dataset, NoTrainingRows, build, entity_rows, split, write
 from models.vector import REQUEST_FEATURES, request_features
 from tests.test_train_export import made_up_orders
 
@@ -234,6 +234,31 @@ def test_features_are_those_known_before_the_order_in_the_services_order(
     assert dataset.features[list(REQUEST_FEATURES)].iloc[0].to_dict() == request_features(asked)
     assert dataset.matrix.dtype == np.float32
     assert dataset.matrix.shape == (3, 5)
+
+
+def test_a_row_has_what_is_known_now_or_what_was_known_then(store: FeatureStore, settings: Settings) -> None:
+    write_orders(settings, order(2, NOON + MINUTE, 30))
+    path = settings.data / "batch" / "stats" / "rows.parquet"
+    rows = pq.read_table(path)
+    created = pa.array([NOON - timedelta(hours=6), NOON + 2 * MINUTE], rows.schema.field("created").type)
+    pq.write_table(rows.set_column(rows.column_names.index("created"), "created", created), path)
+    for arrival, prep in ((False, 12.0), (True, 11.0)):
+        dataset = build(store, settings, "eta_tiny", SINCE, UNTIL, arrival=arrival)
+        assert dataset.features["stats__prep"].tolist() == [prep]
+
+
+def test_a_written_training_set_has_its_instants_features_and_labels(settings: Settings) -> None:
+    dataset = made_up_orders(50)
+    for rows in (dataset, dataset.take(np.arange(20))):
+        columns = write(rows, settings.data / "sets" / "one.parquet")
+    assert columns == ["order_id", "event_timestamp", *dataset.vector.names, "delivery_minutes"]
+    table = pq.read_table(settings.data / "sets" / "one.parquet")
+    assert table.column_names == columns
+    assert table["event_timestamp"].type == pa.timestamp("us", tz="UTC")
+    assert [to_ms(moment) for moment in table["event_timestamp"].to_pylist()] == dataset.event_ms[:20].tolist()
+    assert table["delivery_minutes"].to_pylist() == dataset.label[:20].tolist()
+    pd.testing.assert_frame_equal(table.select(dataset.vector.names).to_pandas(), dataset.features[:20])
+    assert table[dataset.vector.stored[0]].null_count > 0, "what is missing is null"
 
 
 def test_the_split_is_by_time_and_no_row_is_on_both_sides() -> None:
