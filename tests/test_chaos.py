@@ -16,8 +16,8 @@ from feast import Entity, Field, StreamFeatureView
 from feast.types import Int64
 from pydantic import SecretStr
 
-from deploy.chaos.drill import ZERO
 from deploy.chaos.events import RESTAURANTS, ZONES, EventMaker
+from deploy.chaos.figures import ZERO
 from deploy.chaos.honesty import Judge, Sighting
 from deploy.chaos.killer import WEIGHTS, planned
 from deploy.chaos.truth import Truth, compare_archive
