@@ -84,8 +84,8 @@ def chaos(
     import json
     import secrets
 
-    from deploy.chaos.drill import ZERO
     from deploy.chaos.drill import chaos as run
+    from deploy.chaos.figures import ZERO
 
     figures = run(kills, secrets.randbelow(2**31) if seed is None else seed, keep)
     typer.echo(json.dumps(figures))

@@ -81,8 +81,12 @@ class Watcher(threading.Thread):
 
     def finish(self) -> None:
         """Read no more."""
-        self._finish.set()
+        self.abandon()
         self.join()
+
+    def abandon(self) -> None:
+        """Stop, sooner or later."""
+        self._finish.set()
 
 
 class Verdict(NamedTuple):

@@ -46,9 +46,13 @@ class Load(threading.Thread):
 
     def finish(self) -> None:
         """Stop after the present batch. Raises what the load failed with."""
-        self._finish.set()
+        self.abandon()
         self.join()
         self.check()
+
+    def abandon(self) -> None:
+        """Stop, sooner or later."""
+        self._finish.set()
 
     def rush(self, after: float = 0) -> None:
         """Many orders at once, so many seconds from now: workers will have their hands full."""
@@ -66,13 +70,13 @@ class Load(threading.Thread):
             raise self._failure
 
     def _send(self, topic: str, messages: list[Message], times: int) -> None:
-        for _ in range(times):
-            self._publish(topic, messages)
-        self.acknowledged.update((topic, message.value) for message in messages)
+        """Publish a batch so many times; what was acknowledged is noted, what is given up at the end is not."""
+        if all(self._published(topic, messages) for _ in range(times)):
+            self.acknowledged.update((topic, message.value) for message in messages)
 
-    def _publish(self, topic: str, messages: list[Message]) -> None:
+    def _published(self, topic: str, messages: list[Message]) -> bool:
         deadline = time.monotonic() + _GIVE_UP_S
-        while True:
+        while not self._finish.is_set():
             try:
                 self._log.publish(topic, messages)
             except LogUnavailable as error:
@@ -81,4 +85,5 @@ class Load(threading.Thread):
                     raise ChaosError(f"the log took no batch for {_GIVE_UP_S:.0f} s: {error}") from error
                 time.sleep(_RETRY_S)
             else:
-                return
+                return True
+        return False
