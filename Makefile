@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KILLS ?= 200
+CASES ?= 1000000
 
 # Bytecode makes Feast's import twice as fast; an environment that forbids it would slow every command down.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo up test check format services services-down chaos feast-suites drill lock clean
+.PHONY: help demo up test parity check format services services-down chaos feast-suites drill lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +22,9 @@ up: $(READY) ## the same, and stay
 
 test: $(READY) ## everything that can be tested on this machine
 	@$(BIN)/python -m pytest
+
+parity: $(READY) ## online = offline: CASES=1000000 features of every kind held against history and an oracle
+	@$(BIN)/tiffin --repo examples/every_function parity --checks $(CASES) --processes 2
 
 check: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .

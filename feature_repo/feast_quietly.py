@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
 from feast import FeatureStore
 from feast.repo_config import load_repo_config
-from feast.repo_operations import apply_total
+from feast.repo_operations import apply_total, parse_repo
 
 from feature_repo.settings import Settings
 
@@ -32,6 +33,23 @@ def apply_definitions(settings: Settings) -> None:
         apply_total(load_repo_config(repo, repo / "feature_store.yaml"), repo, skip_source_validation=False)
 
 
+def register_elsewhere(settings: Settings, folder: Path) -> FeatureStore:
+    """The feature store of the repository folder's definitions as they are now, in a registry of its own.
+
+    Everything relative in them (the sources' paths) is below `folder`. The repository folder is only read.
+    """
+    quiet()
+    described = yaml.safe_load((settings.repo / "feature_store.yaml").read_text())
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump(described | {"registry": "data/registry.db"}))
+    with contextlib.chdir(settings.repo), _importing_from(settings.repo), _no_bytecode():
+        found = parse_repo(settings.repo)
+    feast = FeatureStore(config=load_repo_config(folder, folder / "feature_store.yaml"))
+    with contextlib.chdir(folder):
+        feast.apply([*found.entities, *found.data_sources, *found.feature_views, *found.stream_feature_views])
+    return feast
+
+
 def open_store(settings: Settings) -> FeatureStore:
     """The feature store of the repository folder. Connects nowhere yet.
 
@@ -41,6 +59,15 @@ def open_store(settings: Settings) -> FeatureStore:
     store = FeatureStore(repo_path=str(settings.repo))
     store.registry.serve_features_while_materializing = True
     return store
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""Commands of ingestion: history in, events in, features out."""
+"""Commands of ingestion: history in, events in, features out, and the proof that both sides mean the same."""
 
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -175,6 +176,49 @@ def batch_features(
     now = clock_of(settings())()
     counts = compute(settings(), start.date() if start else None, end.date() if end else None, now)
     typer.echo(", ".join(f"{count} rows of {view}" for view, count in counts.items()))
+
+
+@commands.command()
+def parity(
+    views: Annotated[str | None, typer.Option(help="Stream views, by commas; all by default")] = None,
+    checks: Annotated[int, typer.Option(min=1, help="How many features of an entity at an instant to hold")] = 100_000,
+    seed: Annotated[int | None, typer.Option(help="Which stories; others each time by default")] = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="How many stories at a time")] = 1,
+    story: Annotated[int | None, typer.Option(min=0, help="Play this story of the seed again, and show it")] = None,
+) -> None:
+    """Hold online features against history and an oracle, on random logs; exits with 1 if any is not the same.
+
+    The definitions of the repository folder are taken as they stand there. Log, store and archive are made for the run
+    and go with it; what you have is not touched.
+    """
+    import json
+    from random import SystemRandom
+
+    from feature_repo.progress_bar import bar
+    from feature_repo.settings import settings
+    from ingestion.parity.run import run, silence
+
+    os.environ["TIFFIN_DUCKDB_THREADS"] = "1"  # a story's history is small: threads would only wait for each other
+    silence()
+    names = [name.strip() for name in views.split(",")] if views else []
+    chosen = SystemRandom().randrange(2**31) if seed is None else seed
+    if story is not None:
+        from ingestion.parity.telling import again
+
+        report, shown = again(settings(), names, chosen, story)
+        if shown is not None:
+            typer.echo(f"{shown.mismatches[0]}\n{shown.story}", err=True)
+    else:
+        with bar("online = offline") as advance:
+            report = run(settings(), names, chosen, checks, processes, advance)
+        if report.failed is not None:
+            only = f" --views {','.join(names)}" if names else ""
+            repeat = f"tiffin --repo {settings().repo} parity{only} --seed {chosen} --story {report.failed.number}"
+            typer.echo(f"{report.failed.mismatches[0]}\nto see that story: {repeat}", err=True)
+    line = {"checks": report.checks, "mismatches": report.mismatches, "stories": report.stories}
+    typer.echo(json.dumps(line | {"seconds": round(report.seconds, 1), "seed": chosen}))
+    if report.mismatches:
+        raise typer.Exit(1)
 
 
 def stopping() -> Callable[[], bool]:

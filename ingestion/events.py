@@ -5,7 +5,7 @@ event says and when it happened. An event's time is the earlier of its own time 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, get_args
 
@@ -97,7 +97,10 @@ class Event:
 
 @dataclass(frozen=True)
 class EventType:
-    """One topic's events: schema, key, which field is the event's own time, and the columns derived from it."""
+    """One topic's events: schema, key, which field is the event's own time, and the columns derived from it.
+
+    `choices` are the texts that a column may hold, where not any will do.
+    """
 
     topic: str
     schema: type[Struct]
@@ -105,6 +108,7 @@ class EventType:
     time_field: str
     derived: Mapping[str, Callable[[dict[str, Any]], float]]
     check: Callable[[dict[str, Any]], None]
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -129,13 +133,15 @@ def _minutes(later: str, earlier: str) -> Callable[[dict[str, Any]], float]:
 
 
 def _status(columns: dict[str, Any]) -> None:
-    if columns["status"] not in ("available", "busy", "offline"):
-        raise BadEvent("status", columns["status"], "not one of available, busy, offline: no zone could count it")
+    if columns["status"] not in _STATUSES:
+        raise BadEvent("status", columns["status"], f"not one of {', '.join(_STATUSES)}: no zone could count it")
 
 
 def _anything(columns: dict[str, Any]) -> None:
     return None
 
+
+_STATUSES = ("available", "busy", "offline")
 
 EVENT_TYPES: dict[str, EventType] = {
     t.topic: t
@@ -157,7 +163,7 @@ EVENT_TYPES: dict[str, EventType] = {
             {"delivery_minutes": _minutes("delivered_at", "placed_at")},
             _after("delivered_at", "placed_at", "the delivery time"),
         ),
-        EventType("courier_status", CourierStatus, "courier_id", "at", {}, _status),
+        EventType("courier_status", CourierStatus, "courier_id", "at", {}, _status, {"status": _STATUSES}),
     )
 }
 """Every topic that features are made from."""

@@ -14,7 +14,8 @@ from feast.data_format import ParquetFormat
 from feast.types import Float64
 
 from feature_repo.stores.redis_client import Redis
-from ingestion.parity.oracle import once
+from ingestion.parity import oracle
+from ingestion.parity.compare import close
 from tests.repo import (
     COURIERS,
     HOP,
@@ -31,7 +32,6 @@ from tests.repo import (
     project_objects,
     quietly,
 )
-from tests.test_parity import close, presence, window
 
 with quietly():
     from feature_repo import definitions
@@ -252,7 +252,7 @@ def test_windows_and_presence_are_the_oracles_before_within_and_after_the_histor
         lab.publish(moved, topic=COURIERS)
     lab.publish(order("o3", START), order("o59", START))
     lab.archive()
-    ordered, statuses = ([(p, o, e) for p, o, e in once(lab.records(topic))] for topic in (ORDERS, COURIERS))
+    told = {topic: oracle.once(lab.records(topic)) for topic in (ORDERS, COURIERS)}
     last = lab.clock.now
     edges = [START + k * HOP + d for k in (0, 3, 9, 17, 25) for d in (-1, 0, 1)]
     instants = [START - 60 * MINUTE, *edges, last - 1, last, last + 4 * MINUTE, last + 60 * MINUTE]
@@ -260,16 +260,17 @@ def test_windows_and_presence_are_the_oracles_before_within_and_after_the_histor
     frame["event_timestamp"] = [at(instant) for instant in instants for _ in range(2)]
     names = ["r_orders_5m", "r_basket_mean", "r_basket_std", "r_basket_last", "r_baskets_distinct", "r_items_max"]
     features = [*(f"by_restaurant:{n}" for n in names), "by_zone:z_orders_7m", "couriers:available", "couriers:busy"]
-    found = offline(repo, frame, features).to_dict("records")
-    for row in found:
-        instant = round(row["event_timestamp"].timestamp() * 1000)
-        for name in names:
-            true = window(ordered, name[2:], "restaurant_id", row["restaurant_id"], instant)
-            assert close(true, row[name]), (name, instant - START, true, row[name])
-        assert row["z_orders_7m"] == window(ordered, "orders_7m", "zone_id", row["zone_id"], instant)
-        for state in ("available", "busy"):
-            assert row[state] == presence(statuses, state, row["zone_id"], instant), (state, instant - START)
-    assert max(row["r_orders_5m"] for row in found) > 5
+    found = offline(repo, frame, features)
+    for feature in features:
+        view, _, name = feature.partition(":")
+        compiled = lab.view(view)
+        rows = [row for topic in compiled.topics for row in told[topic]]
+        ids = found[compiled.join_keys[0]].tolist()
+        pasts = [None if pd.isna(past) else past for past in found[name].tolist()]
+        for entity, instant, past in zip(ids, [i for i in instants for _ in range(2)], pasts, strict=True):
+            true = oracle.value(compiled, name, rows, [entity], instant)
+            assert close(past, true), (name, instant - START, true, past)
+    assert found["r_orders_5m"].max() > 5
 
 
 @pytest.mark.parametrize("time", [START, -7 * HOP])

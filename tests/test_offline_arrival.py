@@ -1,5 +1,6 @@
 """What was known at an instant and what is known now: late and corrected events and rows are the difference."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from feature_repo.stores.redis_client import Redis, connect
 from ingestion.events import parse
 from ingestion.log import Message, Record
 from ingestion.parity import oracle
+from ingestion.parity.compare import TOLERANCE
 from tests.repo import (
     COURIERS,
     DELIVERIES,
@@ -33,10 +35,16 @@ from tests.repo import (
     project_objects,
 )
 from tests.test_offline import write, write_profile
-from tests.test_parity import close
 
 RESTAURANTS, ZONES = (7, 8), (3, 4)
 DAY = timedelta(days=1)
+
+
+def close(truth: float | int | None, value: Any) -> bool:
+    """Equal, numbers with a fraction up to the tolerance; pandas' missing value is null."""
+    if truth is None or pd.isna(value):
+        return truth is None and bool(pd.isna(value))
+    return truth == value if isinstance(truth, int) else math.isclose(truth, float(value), rel_tol=TOLERANCE)
 
 
 @pytest.fixture(scope="module")

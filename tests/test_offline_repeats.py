@@ -14,9 +14,9 @@ from feature_repo.stores.duckdb_client import connect as connect_duckdb
 from feature_repo.stores.redis_client import Redis
 from feature_repo.stores.stream_sql import result_sql
 from ingestion.event_files import append_history
+from ingestion.parity.compare import TOLERANCE
 from tests.repo import COURIERS, MINUTE, ORDERS, START, Lab, Repo, applied_repo, at, courier, drain, offline, order
 from tests.repo import project_objects as objects
-from tests.test_parity import CLOSE
 
 MEMORY = 12 * MINUTE
 """Of ``order_placed``: its longest reach is that of the open orders, ten minutes, and two minutes are added."""
@@ -159,7 +159,7 @@ def test_a_standard_deviation_is_right_for_ten_million_events_of_the_greatest_ma
     parts = f"SELECT CAST({n} AS BIGINT) AS n, CAST('{x}' AS HUGEINT) AS x, CAST('{q}' AS HUGEINT) AS q"
     with connect_duckdb(repo.settings) as connection:
         ((found,),) = connection.execute(f"SELECT {result_sql('std', 'n', 'x', 'q')} FROM ({parts})").fetchall()
-    assert math.isclose(found, exact_std(millionths), rel_tol=CLOSE)
+    assert math.isclose(found, exact_std(millionths), rel_tol=TOLERANCE)
 
 
 def test_a_standard_deviation_over_many_great_values_does_not_overflow(lab: Lab) -> None:
@@ -172,4 +172,4 @@ def test_a_standard_deviation_over_many_great_values_does_not_overflow(lab: Lab)
     columns |= {name: np.full(count, 1) for name in ("customer_id", "item_count")}
     append_history(lab.repo.settings, ORDERS, columns)
     (found,) = asked(lab, "by_restaurant:r_basket_std", START)
-    assert math.isclose(found, exact_std([(GREATEST, 10_000), (GREATEST - 500_000, 20_000)]), rel_tol=CLOSE)
+    assert math.isclose(found, exact_std([(GREATEST, 10_000), (GREATEST - 500_000, 20_000)]), rel_tol=TOLERANCE)

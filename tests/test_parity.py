@@ -1,277 +1,178 @@
 """One meaning: what the worker folds and the reader sums is what history says, on random logs with random faults.
 
-Counts must be equal. Sums, means, least, greatest and last values come of the same whole millionths on both sides, so
-online they equal the exact fraction rounded once; DuckDB rounds a great sum before it divides, and the root of the
-variance is rounded twice more: a few units in the last place, hence the tolerance of `CLOSE`.
+The definitions are those of ``examples/every_function``. What it means to agree is said in `ingestion.parity.compare`.
 """
 
-import math
-from collections.abc import Iterator
-from fractions import Fraction
-from itertools import product
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from feature_repo.stores.reading import Status
-from feature_repo.stores.redis_client import Redis, connect
-from feature_repo.windows import floor_hop
-from ingestion.events import Event, parse
-from ingestion.log import Message
-from ingestion.worker import Worker
-from tests.repo import (
-    COURIERS,
-    DELIVERIES,
-    HOP,
-    ORDERS,
-    PRESENCE_TTL,
-    START,
-    VIEWS,
-    WINDOWS,
-    Lab,
-    Repo,
-    applied_repo,
-    at,
-    courier,
-    delivery,
-    drain,
-    offline,
-    order,
-    project_objects,
-)
+from feature_repo.settings import Settings, settings
+from feature_repo.stores import scripts
+from feature_repo.stores.reading import Answer
+from feature_repo.views import WindowView
+from feature_repo.windows import FUNCTIONS
+from ingestion.log import Released, StartAt, TopicPartition
+from ingestion.parity.generate import NUMBERS, numbers_of, random_story
+from ingestion.parity.lab import Lab, private_lab
+from ingestion.parity.player import Outcome, play
+from ingestion.parity.run import run
+from ingestion.parity.telling import again
+from ingestion.redis_log import RedisLog
+from ingestion.seen import SeenIds
+from tests.repo import REPO_FOLDER, quietly
 
-CLOSE = 1e-14
-RESTAURANTS, ZONES = (1, 2, -9), (3, 4)
-Row = tuple[int, int, Event]
-"""An event with its partition and offset."""
+EVERY_FUNCTION = REPO_FOLDER.parent / "examples" / "every_function"
+FEW = ("by_restaurant", "by_zone", "couriers", "open_orders")
+ENOUGH = 40
+"""Stories among which one must show a fault."""
+
+SHORT = 8
+"""Lines that a shortened story has at most."""
 
 
 @pytest.fixture(scope="module")
-def repo(valkey: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repo]:
-    with applied_repo(tmp_path_factory.mktemp("repo"), valkey, project_objects()) as made:
+def one_thread() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIFFIN_DUCKDB_THREADS", "1")
+        settings.cache_clear()
+        yield
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def lab(one_thread: None) -> Iterator[Lab]:
+    with quietly(), private_lab(Settings(TIFFIN_REPO=EVERY_FUNCTION)) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def client(repo: Repo) -> Iterator[Redis]:
-    made = connect(repo.settings)
-    yield made
-    made.close()
+def few(lab: Lab) -> Lab:
+    """The same with some of the views, which is quicker."""
+    return Lab(lab.feast, lab.settings, lab.client, [view for view in lab.views if view.name in FEW])
 
 
-# What happens: the clock moves, events come (in bursts, on edges, early, late, again), workers work, stop and die.
-stamps = st.one_of(
-    st.just(("now", 0)),
-    st.tuples(st.just("now"), st.integers(-3 * HOP, HOP)),  # up to the 60 s that a stamp may be ahead
-    st.tuples(st.just("edge"), st.sampled_from([(k, d) for k in range(9) for d in (-1, 0, 1)])),
-    st.tuples(st.just("now"), st.integers(-20 * HOP, -7 * HOP)),  # about and beyond the tiles kept
-    st.just(("absolute", -1)),
+def played(lab: Lab, seed: str) -> Outcome:
+    with quietly():
+        return play(lab, random_story(lab.views, numbers_of(seed)))
+
+
+@examples(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(numbers=st.lists(st.integers(0, NUMBERS - 1), min_size=20, max_size=50))
+def test_online_equals_history_and_the_oracle_whatever_happens(lab: Lab, numbers: list[int]) -> None:
+    story = random_story(lab.views, numbers)
+    with quietly():
+        outcome = play(lab, story)
+    assert outcome.checks > 0
+    assert not outcome.mismatches, f"{outcome.mismatches[0]}\n{story}"
+
+
+def test_the_definitions_have_every_function_and_presence_over_one_topic_and_several(lab: Lab) -> None:
+    windows = [view for view in lab.views if isinstance(view, WindowView)]
+    assert {aggregate.function for view in windows for aggregate in view.aggregates} == set(FUNCTIONS)
+    assert {len(view.topics) for view in lab.views if not isinstance(view, WindowView)} == {1, 2, 3}
+    assert {len(view.join_keys) for view in lab.views} == {1, 2}
+
+
+# The faults that must show. Each is put where the product would have it; the stories are those of fixed seeds.
+def online_edge(patch: pytest.MonkeyPatch) -> None:
+    """A window's edge is a millisecond off where it is served."""
+    real = Lab.online
+
+    def shifted(self: Lab, rows: dict[str, list[Any]], now: int) -> Answer:
+        answer = real(self, rows, now + 1)
+        return answer._replace(instant=answer.instant - 1)
+
+    patch.setattr(Lab, "online", shifted)
+
+
+def history_edge(patch: pytest.MonkeyPatch) -> None:
+    """A window's edge is a millisecond off in history."""
+    real = Lab.offline
+    patch.setattr(Lab, "offline", lambda self, rows, instants: real(self, rows, [instant - 1 for instant in instants]))
+
+
+def no_fence(patch: pytest.MonkeyPatch) -> None:
+    """A write is accepted whatever is stored."""
+    compared = "== ARGV[i + 1]"
+    assert compared in scripts.FENCED_WRITE
+    patch.setattr(scripts, "FENCED_WRITE", scripts.FENCED_WRITE.replace(compared, "~= 'anything'"))
+
+
+def repeats_count(patch: pytest.MonkeyPatch) -> None:
+    """Ids are noted and not looked at."""
+    real = SeenIds.is_repeat
+    patch.setattr(SeenIds, "is_repeat", lambda self, *event: real(self, *event) and False)
+
+
+def handover_drops(patch: pytest.MonkeyPatch) -> None:
+    """Whoever takes a partition over begins at its end."""
+    real = RedisLog.consumer
+
+    def consumer(self: RedisLog, topics: Sequence[str], group: str | None, start_at: StartAt, *gone: Released) -> Any:
+        def late(gained: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+            return {where: self.offset_at(where, 2**52) if offset else 0 for where, offset in start_at(gained).items()}
+
+        return real(self, topics, group, late if gone else start_at, *gone)  # readers of other kinds hand nothing over
+
+    patch.setattr(RedisLog, "consumer", consumer)
+
+
+def last_write_wins(patch: pytest.MonkeyPatch) -> None:
+    """A member is where the latest write puts it, not its latest event."""
+    compared = "if a1 ~= b1 then newer = a1 > b1"
+    assert compared in scripts.PRESENCE_APPLY
+    patch.setattr(scripts, "PRESENCE_APPLY", scripts.PRESENCE_APPLY.replace(compared, "if true then newer = true"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [online_edge, history_edge, no_fence, repeats_count, handover_drops, last_write_wins],
+    ids=lambda fault: fault.__name__,
 )
-baskets = st.one_of(
-    st.none(), st.sampled_from([-0.0, 0.0, 0.1, 0.2, 1e9]), st.floats(0, 200), st.floats(0, 1e9), st.integers(0, 50)
-)
-orders = st.fixed_dictionaries(
-    {
-        "stamp": stamps,
-        "restaurant": st.sampled_from(RESTAURANTS),
-        "zone": st.sampled_from(ZONES),
-        "basket_total": baskets,
-        "item_count": st.one_of(st.none(), st.integers(0, 9), st.integers(0, 10**9)),
-        "customer_id": st.one_of(st.none(), st.sampled_from([-(2**63), -1, 0, 1, 2**63 - 1])),
-    }
-)
-couriers = st.fixed_dictionaries(
-    {
-        "stamp": stamps,
-        "who": st.integers(1, 3),
-        "zone": st.sampled_from(ZONES),
-        "status": st.sampled_from(["available", "busy", "offline"]),
-    }
-)
-actions = st.lists(
-    st.one_of(
-        st.tuples(st.just("orders"), st.lists(orders, min_size=1, max_size=6)),
-        st.tuples(st.just("couriers"), st.lists(couriers, min_size=1, max_size=4)),
-        st.tuples(st.just("deliver"), st.tuples(st.integers(0, 10**6), stamps, st.sampled_from(ZONES))),
-        st.tuples(st.just("again"), st.integers(0, 10**6)),
-        st.tuples(st.just("wait"), st.one_of(st.just(HOP), st.integers(0, 90_000), st.integers(0, 8 * HOP))),
-        st.tuples(st.just("wait to the edge"), st.sampled_from([-1, 0, 1])),
-        st.tuples(st.just("step"), st.integers(1, 4)),
-        st.tuples(st.just("die"), st.booleans()),
-        st.tuples(st.just("read"), st.none()),
-    ),
-    min_size=4,
-    max_size=25,
-)
-
-
-class Story:
-    """Plays actions, and holds what is read against the oracle."""
-
-    def __init__(self, repo: Repo, client: Redis) -> None:
-        client.flushall()
-        repo.forget_files()
-        self.lab, self.sent = Lab(repo, client), list[tuple[str, Message]]()
-        self.worker: Worker = self.lab.worker()
-        self.worker.step(timeout_ms=0)
-
-    def play(self, action: str, what: Any) -> None:
-        clock = self.lab.clock
-        match action:
-            case "orders" | "couriers":
-                for fields in what:
-                    self._send(action, dict(fields))
-            case "deliver":
-                self._deliver(*what)
-            case "again" if self.sent:
-                topic, message = self.sent[what % len(self.sent)]
-                self.lab.publish(message, topic=topic)
-            case "wait":
-                clock.now += what
-            case "wait to the edge":
-                clock.now = max(clock.now, floor_hop(clock.now, HOP) + HOP + what)
-            case "step":
-                self.worker.step(timeout_ms=0, max_records=what)
-            case "die":
-                if what:
-                    self.worker.close()
-                self.worker = self.lab.worker()
-            case "read":
-                drain(self.worker)
-                self.check_online([clock.now])
-
-    def _send(self, action: str, fields: dict[str, Any]) -> None:
-        name, own = f"e{len(self.sent)}", self._stamped(*fields.pop("stamp"))
-        made = order(name, own, **fields) if action == "orders" else courier(name, own, **fields)
-        self._publish(ORDERS if action == "orders" else COURIERS, made)
-
-    def _deliver(self, number: int, stamp: tuple[str, Any], zone: int) -> None:
-        placed = [message for topic, message in self.sent if topic == ORDERS]
-        if placed:
-            own = self._stamped(*stamp)
-            self._publish(DELIVERIES, delivery(f"e{len(self.sent)}", placed[number % len(placed)], own, zone))
-
-    def _stamped(self, how: str, what: Any) -> int:
-        now = self.lab.clock.now
-        if how == "edge":
-            return floor_hop(now, HOP) - int(what[0]) * HOP + int(what[1])
-        return int(what) + (now if how == "now" else 0)
-
-    def _publish(self, topic: str, message: Message) -> None:
-        self.sent.append((topic, message))
-        self.lab.publish(message, topic=topic)
-
-    def once(self, topic: str) -> list[Row]:
-        """The log's events, repeats left out, in the log's order."""
-        rows: dict[str, Row] = {}
-        for record in sorted(self.lab.records(topic), key=lambda r: r.offset):
-            event = parse(topic, record.value, record.append_ms)
-            rows.setdefault(event.event_id, (record.partition, record.offset, event))
-        return list(rows.values())
-
-    def check_online(self, instants: list[int]) -> list[dict[str, Any]]:
-        """Online features at each instant equal the oracle's; gives them as rows of entities, instant and features."""
-        ordered, moved, delivered = self.once(ORDERS), self.once(COURIERS), self.once(DELIVERIES)
-        told, rows = ordered + [(2**16 + p, o, e) for p, o, e in delivered], []
-        for instant in instants:
-            self.lab.clock.now = instant
-            self.worker.write_progress()
-            restaurants = dict(zip(RESTAURANTS, self.lab.read("by_restaurant", *RESTAURANTS), strict=True))
-            zones = dict(zip(ZONES, self.lab.read("by_zone", *ZONES), strict=True))
-            present = dict(zip(ZONES, self.lab.read("couriers", *ZONES), strict=True))
-            still_open = dict(zip(ZONES, self.lab.read("open_orders", *ZONES), strict=True))
-            for restaurant, zone in product(RESTAURANTS, ZONES):
-                found = {**restaurants[restaurant], **zones[zone], **present[zone], **still_open[zone]}
-                true = {f"r_{k}": window(ordered, k, "restaurant_id", restaurant, instant) for k in WINDOWS}
-                true |= {f"z_{k}": window(ordered, k, "zone_id", zone, instant) for k in WINDOWS}
-                true |= {state: presence(moved, state, zone, instant) for state in ("available", "busy")}
-                true["open"] = presence(told, ORDERS, zone, instant, "order_id")
-                values = {name: feature.value for name, feature in found.items()}
-                differences = {k: (values[k], true[k]) for k in true if not same(k, values[k], true[k])}
-                assert differences == {}, f"online, oracle at {instant} of restaurant {restaurant}, zone {zone}"
-                statuses = {name: Status.NULL_VALUE if true[name] is None else Status.PRESENT for name in true}
-                assert {name: feature.status for name, feature in found.items()} == statuses
-                rows.append({"restaurant_id": restaurant, "zone_id": zone, "instant": instant, **values})
-        return rows
-
-
-def window(rows: list[Row], feature: str, key: str, entity: int, instant: int) -> float | int | None:
-    """The oracle of windows: the definition, in plain Python and exact fractions of whole millionths."""
-    column, function, length = WINDOWS[feature]
-    first = instant - instant % HOP - length
-    inside = [
-        (e.time, p, o, e.columns[column])
-        for p, o, e in rows
-        if e.columns[key] == entity and first <= e.time <= instant and e.columns[column] is not None
-    ]
-    if function in ("count", "count_distinct"):
-        return len(inside) if function == "count" else len({value for *_, value in inside})
-    numbers: list[Fraction] = [Fraction(math.floor(v * 10**6 + 0.5), 10**6) for *_, v in sorted(inside)]  # type: ignore[operator]
-    if not numbers:
-        return 0 if function == "sum" else None
-    mean = sum(numbers, Fraction(0)) / len(numbers)
-    if function == "std":
-        return math.sqrt(sum((n - mean) ** 2 for n in numbers) / len(numbers))
-    return float(
-        {"sum": mean * len(numbers), "mean": mean, "min": min(numbers), "max": max(numbers), "last": numbers[-1]}[
-            function
-        ]
-    )
-
-
-def presence(rows: list[Row], state: str, zone: int, instant: int, member: str = "courier_id") -> int:
-    """The oracle of presence: of each member the latest event until the instant; an order's state is its topic."""
-    ordered = sorted((row for row in rows if row[2].time <= instant), key=lambda r: (r[2].time, r[0], r[1]))
-    latest = {event.columns[member]: event for _, _, event in ordered}
-    return sum(
-        event.columns["zone_id"] == zone
-        and event.columns.get("status", event.topic) == state
-        and event.time >= instant - PRESENCE_TTL
-        for event in latest.values()
-    )
-
-
-def same(name: str, a: Any, b: Any) -> bool:
-    """Equal; a standard deviation but for its last places."""
-    if isinstance(a, float) and isinstance(b, float) and name.endswith("_std"):
-        return math.isclose(a, b, rel_tol=CLOSE)
-    return (type(a) is type(b) and bool(a == b)) or (isinstance(a, float) and b == 0 and a == 0)
-
-
-def close(a: Any, b: Any) -> bool:
-    """Equal up to the tolerance; null is null on both sides."""
-    if a is None or pd.isna(b):
-        return a is None and bool(pd.isna(b))
-    return bool(a == b) if isinstance(a, int) else math.isclose(a, float(b), rel_tol=CLOSE)
-
-
-@examples(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(story=actions, later=st.lists(st.integers(0, 12 * HOP), min_size=2, max_size=4))
-def test_online_equals_history_and_the_oracle_whatever_happens(
-    repo: Repo, client: Redis, story: list[tuple[str, Any]], later: list[int]
+def test_a_fault_that_is_put_in_shows(
+    few: Lab, monkeypatch: pytest.MonkeyPatch, fault: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    told = Story(repo, client)
-    for action, what in story:
-        told.play(action, what)
-    drain(told.worker)
-    now = told.lab.clock.now
-    edge = floor_hop(now, HOP) + 2 * HOP
-    rows = told.check_online(sorted({now, *(now + wait for wait in later), edge - 1, edge, edge + 1}))
-    told.lab.archive()
-    names = [name for name in rows[0] if name not in ("restaurant_id", "zone_id", "instant")]
-    entities = pd.DataFrame({k: [row[k] for row in rows] for k in ("restaurant_id", "zone_id")})
-    entities["event_timestamp"] = [at(row["instant"]) for row in rows]
-    table = offline(repo, entities, [f"{VIEWS.get(name[:2], 'couriers')}:{name}" for name in names])
-    history = table.to_dict("records")
-    differences = [
-        (name, row["restaurant_id"], row["zone_id"], row["instant"] - START, row[name], past[name])
-        for row, past in zip(rows, history, strict=True)
-        for name in names
-        if not close(row[name], past[name])
-    ]
-    assert differences == [], "feature, restaurant, zone, instant, online, offline"
+    fault(monkeypatch)
+    assert any(played(few, f"more:{number}").mismatches for number in range(ENOUGH))
+
+
+def test_a_run_says_which_story_went_wrong_and_that_story_does_it_again(
+    one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeats_count(monkeypatch)
+    made = Settings(TIFFIN_REPO=EVERY_FUNCTION)
+    with quietly():
+        report = run(made, ["by_zone"], seed=1, checks=10**6)
+        assert report.failed is not None
+        assert report.mismatches == len(report.failed.mismatches) > 0
+        repeated, shown = again(made, ["by_zone"], 1, report.failed.number)
+    assert repeated.failed == report.failed
+    assert shown is not None
+    assert shown.mismatches
+    assert len(shown.story.splitlines()) <= SHORT, shown.story
+
+
+def test_a_story_that_goes_right_is_not_shown(one_thread: None) -> None:
+    with quietly():
+        report, shown = again(Settings(), ["zone_couriers"], 7, 0)
+    assert (report.mismatches, report.stories, report.failed, shown) == (0, 1, None, None)
+
+
+def test_a_run_ends_when_there_were_enough_checks(one_thread: None) -> None:
+    seen: list[tuple[float, float]] = []
+    with quietly():
+        report = run(Settings(), ["zone_couriers"], 7, 50, advance=lambda done, total: seen.append((done, total)))
+    assert report.failed is None
+    assert (report.mismatches, report.stories) == (0, len(seen))
+    assert seen[-1] == (report.checks, 50)
+    assert report.checks >= 50 > (seen[-2][0] if len(seen) > 1 else 0)
+
+
+def test_an_unknown_view_is_told_which_there_are(one_thread: None) -> None:
+    with quietly(), pytest.raises(ValueError, match=r"no stream view is named 'nothing': there are .*zone_couriers"):
+        run(Settings(), ["zone_couriers", "nothing"], seed=1, checks=1)
