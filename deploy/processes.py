@@ -39,8 +39,8 @@ class Process:
 
     def pid(self) -> int | None:
         """The process, if the one recorded still is that process."""
-        if self._child is not None and self._child.poll() is not None:
-            return None
+        if self._child is not None:  # not gone before all its threads are, and its ports free
+            return self._child.pid if self._child.poll() is None else None
         return recorded(self._record)
 
     def start(self) -> None:

@@ -110,7 +110,7 @@ class _Drill:
             "fresh": len(self._watcher.sightings),
             "published_again": self._load.retries,
             "workers": len(self._system.workers),
-            "died_unkilled": sum(keeper.died for keeper in self._system.keepers),
+            "died_unkilled": {keeper.process.name: keeper.died for keeper in self._system.keepers if keeper.died},
         }
         return Evidence(records, self._load.acknowledged, served, self._watcher.sightings, counts)
 

@@ -35,7 +35,7 @@ class Evidence:
     """Every entity's features at several instants, after the load."""
     sightings: Sequence[Sighting]
     """What was served as computed meanwhile."""
-    counts: Mapping[str, int]
+    counts: Mapping[str, Any]
     """What else is worth telling."""
 
 
@@ -50,7 +50,7 @@ class Figures:
     online: Comparison
     history: Comparison
     verdict: Verdict
-    counts: Mapping[str, int]
+    counts: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """The figures by name.
