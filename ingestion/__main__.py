@@ -181,7 +181,7 @@ def batch_features(
 @commands.command()
 def parity(
     views: Annotated[str | None, typer.Option(help="Stream views, by commas; all by default")] = None,
-    checks: Annotated[int, typer.Option(min=1, help="How many features of an entity at an instant to hold")] = 100_000,
+    checks: Annotated[int, typer.Option(min=1, help="How many features of an entity at an instant to hold")] = 20_000,
     seed: Annotated[int | None, typer.Option(help="Which stories; others each time by default")] = None,
     processes: Annotated[int, typer.Option(min=1, max=64, help="How many stories at a time")] = 1,
     story: Annotated[int | None, typer.Option(min=0, help="Play this story of the seed again, and show it")] = None,

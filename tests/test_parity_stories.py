@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -198,6 +199,15 @@ def test_bad_records_are_made_that_cannot_be_taken(topic: str) -> None:
         dice.seed(number)
         with pytest.raises(BadEvent):
             parse(topic, maker.bad(topic, START, START).value, START)
+
+
+def test_rows_ask_for_ids_that_their_views_can_hold() -> None:
+    narrow = replace(WINDOWS, key_types=(ValueType.INT32,))
+    for number in range(30):
+        checks = [
+            action for action in random_story([narrow], numbers_of(f"{number}")).actions if isinstance(action, Check)
+        ]
+        assert all(-(2**31) <= each < 2**31 for check in checks for each in check.rows["restaurant_id"])
 
 
 def test_a_story_is_readable() -> None:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from random import Random
 from typing import NamedTuple
 
+from feast.value_type import ValueType
+
 from feature_repo.clock import to_ms
 from feature_repo.views import StreamView, WindowView
 from feature_repo.windows import DISTINCT_BOUND, MAX_AHEAD_MS, floor_hop
@@ -75,6 +77,8 @@ class _Teller:
     def __init__(self, views: Sequence[StreamView], opening: int) -> None:
         self._topics = sorted({topic for view in views for topic in view.topics})
         self._keys = {t: sorted({k for v in views if t in v.topics for k in v.join_keys}) for t in self._topics}
+        kinds = {kind for view in views for kind in zip(view.join_keys, view.key_types, strict=True)}
+        self._narrow = {key for key, kind in kinds if kind == ValueType.INT32}
         self._beats = {t: _beats([v for v in views if t in v.topics]) for t in self._topics}
         self._all_beats = _beats(views)
         self._dice, self._most = Random(opening), 1  # noqa: S311  # dice, not secrets
@@ -231,7 +235,7 @@ class _Teller:
         dice, rows = self._dice, dict[str, list[int | str]]()
         common = dice.randrange(POOL)
         for key in sorted({key for keys in self._keys.values() for key in keys}):
-            pool = self._maker.pools[key]
+            pool = [i for i in self._maker.pools[key] if key not in self._narrow or -(2**31) <= i < 2**31]
             first = common if dice.randrange(3) < 2 else dice.randrange(len(pool))
             rows[key] = [pool[(first + i) % len(pool)] for i in range(_ROWS)]
         return rows

@@ -71,6 +71,8 @@ def _share(settings: Settings, views: Sequence[str], seed: int, checks: int, pro
             readers.append(reader)
             children.append(child)
         yield from _received(readers)
+        for child in children:
+            child.join(_END_S)
     finally:
         for child in children:
             child.terminate()
@@ -113,3 +115,5 @@ def _work(
         return
     except Exception as error:
         writer.send(ValueError(str(error)) if isinstance(error, ValueError) else ParityError(str(error)))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
