@@ -59,11 +59,11 @@ def from_proto(message: Value) -> Any:
 def whole_seconds(moment: object) -> int:
     """An instant in whole seconds since the epoch: of a datetime (naive is UTC), or of such a number.
 
-    Fractions are cut off, as Feast does: towards the epoch. Raises TypeError for anything else.
+    Fractions are cut off as Feast does: towards the epoch, of seconds in floating point. Some centuries from the epoch a
+    last microsecond is lost to that, and the key has to be Feast's there, too. Raises TypeError for anything else.
     """
     if isinstance(moment, dt.datetime) and not pd.isna(moment):  # NaT is a datetime, too
-        whole = abs(micros(moment)) // 1_000_000
-        return whole if micros(moment) >= 0 else -whole
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp())
     if isinstance(moment, bool) or not isinstance(moment, SupportsIndex):
         raise TypeError(f"{moment!r} is neither a datetime nor whole seconds since the epoch")
     return index(moment)
