@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.repo import REPO_FOLDER
+from tests.serving_stack import wait_for
 from tests.test_cli import BIN, environment
 
 NOWHERE = {"REDIS_URL": "unix:///nowhere.sock", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
@@ -58,6 +60,24 @@ def test_definitions_are_held_in_two_processes_and_nothing_is_left_behind(mine: 
     assert found["stories"] >= 2
     assert sorted(mine.iterdir()) == before
     assert list(temporary.iterdir()) == []
+
+
+def test_a_run_that_is_told_to_stop_leaves_nothing_behind(mine: Path, temporary: Path) -> None:
+    words = ["--views", "by_zone", "--checks", str(10**9), "--processes", "2"]
+    command: list[str | Path] = [BIN / "tiffin", "--repo", mine, "parity", *words]
+    where = environment(**NOWHERE, TMPDIR=str(temporary))
+    child = subprocess.Popen(command, env=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(
+            lambda: len(list(temporary.glob("tiffin-parity-*/data/valkey/appendonlydir"))) == 2,
+            "two servers",
+            DEADLINE_S,
+        )
+        child.terminate()
+        assert child.wait(DEADLINE_S) == 128 + signal.SIGTERM
+        assert list(temporary.iterdir()) == []
+    finally:
+        child.kill()
 
 
 def test_a_mismatch_ends_the_run_with_1_and_says_how_to_see_it_again(mine: Path, temporary: Path) -> None:

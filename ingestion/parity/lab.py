@@ -5,7 +5,7 @@ Nothing here reads or writes the user's registry, store, log or data.
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -86,15 +86,14 @@ def private_lab(settings: Settings, names: Sequence[str] = ()) -> Iterator[Lab]:
         folder = Path(made)
         feast = register_elsewhere(settings, folder)
         views = _chosen(stream_views(feast.list_stream_feature_views()), names)
-        server = embedded.start(folder / "data")
         url = SecretStr(f"unix://{embedded.socket_path(folder / 'data')}")
         private = settings.model_copy(update={"repo": folder, "redis_url": url, "kafka_bootstrap_servers": None})
-        client = connect(private)
-        try:
-            yield Lab(feast, private, client, views)
-        finally:
-            client.close()
-            embedded.stop(server)
+        with closing(connect(private)) as client:
+            server = embedded.start(folder / "data")
+            try:
+                yield Lab(feast, private, client, views)
+            finally:
+                embedded.stop(server)
 
 
 def _chosen(views: Sequence[StreamView], names: Sequence[str]) -> list[StreamView]:

@@ -70,10 +70,12 @@ def _share(settings: Settings, views: Sequence[str], seed: int, checks: int, pro
             writer.close()
             readers.append(reader)
             children.append(child)
-        yield from _received(readers)
+        yield from _received(list(readers))
         for child in children:
             child.join(_END_S)
     finally:
+        for reader in readers:
+            reader.close()  # at the latest, a child ends when it cannot tell its next story
         for child in children:
             child.terminate()
         for child in children:
