@@ -59,7 +59,7 @@ def from_proto(message: Value) -> Any:
 def whole_seconds(moment: object) -> int:
     """An instant in whole seconds since the epoch: of a datetime (naive is UTC), or of such a number.
 
-    Fractions are cut off as Feast does: towards the epoch, of seconds in floating point. Some centuries from the epoch a
+    Fractions are cut off as Feast does: towards the epoch, of seconds in floating point. Centuries away from it a
     last microsecond is lost to that, and the key has to be Feast's there, too. Raises TypeError for anything else.
     """
     if isinstance(moment, dt.datetime) and not pd.isna(moment):  # NaT is a datetime, too
