@@ -1,4 +1,8 @@
-"""Servers for the tests: a real Valkey and a real Kafka, started once a session, and an event log on each."""
+"""Servers for the tests: a real Valkey and a real Kafka, started once a session, and an event log on each.
+
+And what several test files build on them: a repository that Feast has applied, and the API. These import Feast, which
+takes seconds, where they are used: not for every test.
+"""
 
 import os
 import uuid
@@ -6,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
@@ -25,6 +29,10 @@ with warnings.catch_warnings():
     from kafka import KafkaAdminClient
 
     from ingestion.kafka_log import KafkaLog
+
+if TYPE_CHECKING:
+    from tests.repo import Lab, Repo
+    from tests.serving_stack import Stack
 
 LEASE_MS = 3_000
 """How long a silent member keeps its partitions in tests, in either home: short, for tests wait for it."""
@@ -91,6 +99,45 @@ def log_home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LogHome
 def event_log(log_home: LogHome) -> EventLog:
     """An empty event log, of each home in turn."""
     return log_home.log
+
+
+@pytest.fixture(scope="module")
+def repo(valkey: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Repo]":
+    """A repository with the views that most tests of the stores and the worker need, applied."""
+    from tests.repo import applied_repo, project_objects  # noqa: PLC0415  # see above
+
+    with applied_repo(tmp_path_factory.mktemp("repo"), valkey, project_objects()) as made:
+        yield made
+
+
+@pytest.fixture
+def lab(repo: "Repo", redis_client: Redis) -> "Lab":
+    """That repository with an empty store and log, and no files."""
+    from tests.repo import Lab  # noqa: PLC0415  # see above
+
+    repo.forget_files()
+    return Lab(repo, redis_client)
+
+
+@pytest.fixture
+def stack(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> "Iterator[Stack]":
+    """The API on a stack of the test's own, with nothing in the log, and folded."""
+    from tests.serving_stack import running  # noqa: PLC0415  # see above
+
+    with running(tmp_path_factory.getbasetemp(), tmp_path) as stack:
+        stack.fold()
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Stack]":
+    """A stack for tests that change nothing: one order at restaurant 1, two at 3."""
+    from tests.serving_stack import running  # noqa: PLC0415  # see above
+
+    with running(tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("shared")) as stack:
+        stack.push("order_placed", stack.order(1), stack.order(3), stack.order(3, basket_total=10.0))
+        stack.fold()
+        yield stack
 
 
 def _kafka_home(servers: str, prefix: str) -> LogHome:

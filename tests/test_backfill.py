@@ -1,14 +1,12 @@
 """Changed definitions: nothing that is served changes by `apply`; a backfill folds them beside, and changes over."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from feature_repo.stores import layout
 from feature_repo.stores.reading import Feature, Status
-from feature_repo.stores.redis_client import Redis
 from feature_repo.views import StreamView, WindowView
 from feature_repo.windows import Aggregate, Layout
 from ingestion.archived import ArchivedLog
@@ -20,26 +18,11 @@ from tests.repo import (
     ORDERS,
     START,
     Lab,
-    Repo,
-    applied_repo,
     drain,
     order,
-    project_objects,
 )
 
 LONGER = Aggregate("r_orders_9m", "order_id", "count", 9 * MINUTE)
-
-
-@pytest.fixture(scope="module")
-def repo(valkey: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repo]:
-    with applied_repo(tmp_path_factory.mktemp("repo"), valkey, project_objects()) as made:
-        yield made
-
-
-@pytest.fixture
-def lab(repo: Repo, redis_client: Redis) -> Lab:
-    repo.forget_files()
-    return Lab(repo, redis_client)
 
 
 @pytest.fixture

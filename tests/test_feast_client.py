@@ -28,24 +28,7 @@ from tests.feast_tools import (
     sent,
 )
 from tests.repo import quietly
-from tests.serving_stack import UNKNOWN, Stack, running
-
-
-@pytest.fixture
-def stack(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Stack]:
-    """A stack of the test's own, with nothing in the log, and folded."""
-    with running(tmp_path_factory.getbasetemp(), tmp_path) as stack:
-        stack.fold()
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack for tests that change nothing: one order at restaurant 1, two at 3."""
-    with running(tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("shared")) as stack:
-        stack.push("order_placed", stack.order(1), stack.order(3), stack.order(3, basket_total=10.0))
-        stack.fold()
-        yield stack
+from tests.serving_stack import UNKNOWN, Stack
 
 
 @pytest.fixture

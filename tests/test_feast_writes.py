@@ -1,32 +1,13 @@
 """``/write-to-online-store``: what is written of a batch view, and what is refused."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from feature_repo.clock import iso
 from serving.feast_bodies import MAX_ROWS
 from tests.feast_tools import CUISINE, KINDS, WRITE, apply_every_kind, ask, sent
-from tests.serving_stack import Stack, problem, running
-
-
-@pytest.fixture
-def stack(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Stack]:
-    """A stack of the test's own, with nothing in the log, and folded."""
-    with running(tmp_path_factory.getbasetemp(), tmp_path) as stack:
-        stack.fold()
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack for tests that change nothing: one order at restaurant 1, two at 3."""
-    with running(tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("shared")) as stack:
-        stack.push("order_placed", stack.order(1), stack.order(3), stack.order(3, basket_total=10.0))
-        stack.fold()
-        yield stack
+from tests.serving_stack import Stack, problem
 
 
 def test_a_write_says_how_many_rows_were_new(stack: Stack) -> None:

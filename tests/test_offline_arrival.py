@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,13 +25,11 @@ from tests.repo import (
     VIEWS,
     Lab,
     Repo,
-    applied_repo,
     at,
     courier,
     delivery,
     offline,
     order,
-    project_objects,
 )
 from tests.test_offline import write, write_profile
 
@@ -45,12 +42,6 @@ def close(truth: float | int | None, value: Any) -> bool:
     if truth is None or pd.isna(value):
         return truth is None and bool(pd.isna(value))
     return truth == value if isinstance(truth, int) else math.isclose(truth, float(value), rel_tol=TOLERANCE)
-
-
-@pytest.fixture(scope="module")
-def repo(valkey: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repo]:
-    with applied_repo(tmp_path_factory.mktemp("repo"), valkey, project_objects()) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
 """What counts once in history, as online: repeats on a partition, ids given twice, history that is in the log too."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,27 +10,13 @@ import pandas as pd
 import pytest
 
 from feature_repo.stores.duckdb_client import connect as connect_duckdb
-from feature_repo.stores.redis_client import Redis
 from feature_repo.stores.stream_sql import result_sql
 from ingestion.event_files import append_history
 from ingestion.parity.compare import TOLERANCE
-from tests.repo import COURIERS, MINUTE, ORDERS, START, Lab, Repo, applied_repo, at, courier, drain, offline, order
-from tests.repo import project_objects as objects
+from tests.repo import COURIERS, MINUTE, ORDERS, START, Lab, Repo, at, courier, drain, offline, order
 
 MEMORY = 12 * MINUTE
 """Of ``order_placed``: its longest reach is that of the open orders, ten minutes, and two minutes are added."""
-
-
-@pytest.fixture(scope="module")
-def repo(valkey: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repo]:
-    with applied_repo(tmp_path_factory.mktemp("repo"), valkey, objects()) as made:
-        yield made
-
-
-@pytest.fixture
-def lab(repo: Repo, redis_client: Redis) -> Lab:
-    repo.forget_files()
-    return Lab(repo, redis_client)
 
 
 def asked(lab: Lab, ref: str, *instants: int, arrival: bool = False) -> list[Any]:

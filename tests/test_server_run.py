@@ -13,13 +13,7 @@ from feature_repo.stores.reading import ReadPlan, Wanted, read
 from feature_repo.stores.redis_client import STORE_DOWN, Redis, ServerRun, connect
 from feature_repo.stores.stream_store import StreamStore, open_stream_store
 from ingestion.worker import Worker
-from tests.repo import PROJECT, START, Lab, Repo, applied_repo, drain, order, project_objects
-
-
-@pytest.fixture(scope="module")
-def repo(valkey: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repo]:
-    with applied_repo(tmp_path_factory.mktemp("repo"), valkey, project_objects()) as made:
-        yield made
+from tests.repo import PROJECT, START, Lab, Repo, drain, order
 
 
 @pytest.fixture

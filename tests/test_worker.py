@@ -1,8 +1,7 @@
 """The worker: whatever is killed, repeated, lost or emptied, every event of the log counts once; silence is known."""
 
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,7 +10,7 @@ import pytest
 from feature_repo.stores import layout
 from feature_repo.stores.progress import Progress
 from feature_repo.stores.reading import Status
-from feature_repo.stores.redis_client import STORE_DOWN, Redis
+from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.stores.tile_codec import unpack_header
 from ingestion.folding import LostPartition, WindowFolder
@@ -27,26 +26,12 @@ from tests.repo import (
     PROJECT,
     START,
     Lab,
-    Repo,
-    applied_repo,
     courier,
     drain,
     order,
-    project_objects,
 )
 
 SECOND = 1000
-
-
-@pytest.fixture(scope="module")
-def repo(valkey: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repo]:
-    with applied_repo(tmp_path_factory.mktemp("repo"), valkey, project_objects()) as made:
-        yield made
-
-
-@pytest.fixture
-def lab(repo: Repo, redis_client: Redis) -> Lab:
-    return Lab(repo, redis_client)
 
 
 @pytest.fixture
