@@ -106,7 +106,7 @@ def recorded(record: Path) -> int | None:
     except (FileNotFoundError, ValueError):
         return None
     pid = int(known["pid"])
-    return pid if born(pid) == known["born"] else None
+    return pid if known["born"] is not None and born(pid) == known["born"] else None
 
 
 def born(pid: int) -> str | None:

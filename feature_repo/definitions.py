@@ -47,9 +47,9 @@ def event_stream(topic: str) -> KafkaSource:
 
 
 def stream_windows(
-    name: str, entity: Entity, source: KafkaSource, aggregations: list[Aggregation]
+    name: str, entity: Entity, source: KafkaSource, aggregations: list[Aggregation], hop: timedelta = MINUTE
 ) -> StreamFeatureView:
-    """Sliding windows over one topic, one feature an aggregation, in tiles of one minute.
+    """Sliding windows over one topic, one feature an aggregation, in tiles of one hop.
 
     Counts are Int64, everything else Float64. The TTL is the greatest window: an event older than that counts nowhere.
     """
@@ -62,7 +62,7 @@ def stream_windows(
         timestamp_field="event_time",
         aggregations=aggregations,
         enable_tiling=True,
-        tiling_hop_size=MINUTE,
+        tiling_hop_size=hop,
         schema=[Field(name=a.name, dtype=Int64 if a.function in counts else Float64) for a in aggregations],
         tags={"max_lag_seconds": MAX_LAG_SECONDS},
     )

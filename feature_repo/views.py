@@ -1,4 +1,4 @@
-"""Feast's feature views, compiled once into what the stores and the worker need: plain, hashable, checked.
+"""Feast's feature views, compiled once into what the stores and the worker need: plain, comparable, checked.
 
 Takes views as the registry gives them (`feast apply` has filled in their entity columns). Everything is read off the
 definitions; nothing is restated.
@@ -169,7 +169,7 @@ def _window_view(view: StreamFeatureView, common: dict[str, Any]) -> WindowView:
         layout = Layout.of(_ms(view.tiling_hop_size or DEFAULT_HOP), aggregates)
     except ValueError as error:
         raise BadDefinition(f"{view.name}.{error}") from None
-    tiles = [topic, common["join_keys"], layout.hop, [[p.column, p.kind] for p in layout.parts]]
+    tiles = [topic, _keys(common), layout.hop, [[p.column, p.kind] for p in layout.parts]]
     return WindowView(
         **common,
         topic=topic,
@@ -197,8 +197,14 @@ def _presence_view(view: StreamFeatureView, common: dict[str, Any]) -> PresenceV
             f"{view.name}: tag {_PRESENCE_TOPICS} is {' '.join(topics)!r}: it must begin with the source's topic "
             f"{_topic(view)!r}, and several topics need the state {TOPIC_STATE!r}: their events have no other in common"
         )
-    digest = _digest([view.name, topics, common["join_keys"], member, state])
+    digest = _digest([view.name, topics, common["join_keys"], member, state, ttl])  # members beyond it are forgotten
     return PresenceView(**common, topics=topics, member=member, state=state, counts=counts, ttl=ttl, tiles_hash=digest)
+
+
+def _keys(common: Mapping[str, Any]) -> list[object]:
+    """The join keys as the keys of entities hold them: a number of 32 bits is another key than one of 64."""
+    keys = zip(common["join_keys"], common["key_types"], strict=True)
+    return [[name, kind.name] if kind == ValueType.INT32 else name for name, kind in keys]
 
 
 def _same_names(view: str, features: Iterable[str], computed: Iterable[str], what: str) -> None:

@@ -26,7 +26,10 @@ MAX_AHEAD_MS = 60_000
 """An event stamped further ahead of its append time is refused: its producer's clock cannot be trusted."""
 
 REPEAT_SLACK_MS = 120_000
-"""The same `event_id` again is a repeat if its event time differs by no more than a topic's longest reach and this."""
+"""The same `event_id` again is a repeat if its event time differs by no more than a topic's longest reach and this.
+
+A repeat's stamp may be ahead by as much as any, and ids are kept by the minute.
+"""
 
 DISTINCT_BOUND = 1000
 """``count_distinct`` is exact up to this many values; a result of 1000 reads "1000 or more"."""

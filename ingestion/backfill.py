@@ -39,8 +39,12 @@ class NotBackfilled(RuntimeError):
 
 @dataclass(frozen=True)
 class Change:
-    """What is to be served after it: `views`. `folded` of them need tiles of their own."""
+    """What is to be served after it: `views`. `folded` of them need tiles of their own.
 
+    `digest` is that of what is served before it.
+    """
+
+    digest: bytes
     views: tuple[StreamView, ...]
     changed: tuple[str, ...]
     gone: tuple[str, ...]
@@ -64,6 +68,7 @@ def plan_change(served: Served, defined: Sequence[StreamView], names: Sequence[s
     changed = [view for name, view in sorted(after.items()) if served.views.get(name) != view]
     hashes = {view.tiles_hash for view in served.views.values()}
     return Change(
+        digest=served.digest,
         views=tuple(after[name] for name in sorted(after)),
         changed=tuple(view.name for view in changed),
         gone=tuple(sorted(served.views.keys() - after.keys())),
@@ -84,22 +89,21 @@ def backfill(
 
     `say` is told the share of the log that is folded. Raises NotBackfilled if what is served changed meanwhile.
     """
-    digest = store.served_digest()
     offsets: dict[str, int] = {}
     if change.folded:
         worker = Worker(log, store, change.folded, clock, group=None, archive=archive, side=True)
         try:
-            while not _caught_up(worker, log, clock(), say):
+            folded = False
+            while not folded:
                 if stop():
                     return False
-                _step(worker)
-            worker.write_progress()
+                folded = _folded(worker, log, clock, say)
             offsets = {f"{where.topic}/{where.partition}": held.offset for where, held in worker.held().items()}
         finally:
             worker.close()
     switch = Switch(clock(), offsets)
     switches = {**store.served().switches, **dict.fromkeys(change.changed, switch)}
-    if not store.serve(change.views, switches, expected=digest):
+    if not store.serve(change.views, switches, expected=change.digest):
         raise NotBackfilled("what is served was changed meanwhile by somebody else: look, and try again")
     logger.info("serving changed definitions", changed=change.changed, gone=change.gone, offsets=offsets)
     return True
@@ -153,13 +157,19 @@ def _literal(key: bytes) -> bytes:
     return re.sub(rb"([\\*?\[\]])", rb"\\\1", key)
 
 
-def _step(worker: Worker) -> None:
+def _folded(worker: Worker, log: EventLog, clock: Clock, say: Callable[[float], None]) -> bool:
+    """Go a step on: whether everything is folded, and said so in the store. After a hiccup the next step goes on."""
     try:
         worker.step()
+        if not _caught_up(worker, log, clock(), say):
+            return False
+        worker.write_progress()
+        return _caught_up(worker, log, clock(), say)  # unless a partition had to be let go
     except (LogUnavailable, LostPartition, *STORE_DOWN) as error:
         logger.warning("backfill interrupted", error=str(error))
         worker.recover(error)
         time.sleep(_RETRY_S)
+        return False
 
 
 def _caught_up(worker: Worker, log: EventLog, now: int, say: Callable[[float], None]) -> bool:

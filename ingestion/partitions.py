@@ -125,7 +125,8 @@ class PartitionOpener:
         self._store.describe_topic(topic, self._log.partitions(topic))
         identity = self._log.topic_identity(topic)
         begin = self._log.begins(topic)[where]
-        stretch = self._archive.stretch(where, identity) if self._archive else None
+        # A log that has dropped nothing needs no archive, whose files would all have to be looked at.
+        stretch = self._archive.stretch(where, identity) if self._archive and begin else None
         first = begin if stretch is None or stretch.end < begin else min(begin, stretch.begin)
         there = _There(where, digest(identity), begin, first, self._log.offset_at(where, _END_OF_TIME))
         folds = [self._fold(there, view, identity) for view in views]

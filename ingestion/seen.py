@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable
 
+from feature_repo.windows import REPEAT_SLACK_MS
+
 BUCKET_MS = 60_000
-SLACK_MS = 120_000
-"""Ids are kept this much longer than tiles: a repeat's event time may differ by the 60 s a stamp may be ahead, and
-buckets are a minute long."""
 
 
 class SeenIds:
     """The ids of one partition's recent events, as facts (id hash, lowest offset), by minute of event time."""
 
     def __init__(self, reach_ms: int) -> None:
-        self._reach = reach_ms + SLACK_MS
+        self._reach = reach_ms + REPEAT_SLACK_MS
         self._offsets: dict[int, int] = {}
         self._buckets: dict[int, list[int]] = {}
         self.newest: int | None = None

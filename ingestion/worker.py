@@ -191,9 +191,7 @@ class Worker:
     def _start_at(self, gained: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
         for where in gained:
             self._held[where] = self._opener.open(where, self._views[where.topic])
-        return {
-            w: self._held[w].offset if self._held[w].archived is None else self._held[w].archived_to for w in gained
-        }
+        return {where: self._held[where].start for where in gained}
 
     def _released(self, lost: Sequence[TopicPartition]) -> None:
         for where in lost:

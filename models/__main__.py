@@ -37,8 +37,7 @@ def train(
 
     now = from_ms(clock_of(settings())())
     plan = Plan(
-        since=_utc(since) or now - timedelta(days=3650),
-        until=_utc(until) or now,
+        *_bounds(since, until, now),
         test_from=_utc(test_from),
         where=where,
         threads=threads,
@@ -60,7 +59,7 @@ def dataset(
     out: Annotated[Path, typer.Option(help="The Parquet file to write; replaced if it is there")],
     service: Annotated[str, typer.Option(help="The feature service whose features are columns")] = "eta_streaming",
     since: Annotated[
-        datetime | None, typer.Option("--from", help="Orders placed from here (UTC); all history by default")
+        datetime | None, typer.Option(help="Orders placed from here (UTC); all history by default")
     ] = None,
     until: Annotated[datetime | None, typer.Option(help="... and before here; now by default")] = None,
     only: Annotated[
@@ -84,11 +83,15 @@ def dataset(
     from models.dataset import build, write
 
     now = from_ms(clock_of(settings())())
-    bounds = _utc(since) or now - timedelta(days=3650), _utc(until) or now
-    rows = build(open_store(settings()), settings(), service, *bounds, where, as_of is AsOf.ARRIVAL)
+    rows = build(open_store(settings()), settings(), service, *_bounds(since, until, now), where, as_of is AsOf.ARRIVAL)
     columns = write(rows, out)
     typer.echo(f"{out}: {len(rows)} rows, {len(columns)} columns, as of {as_of}")
     typer.echo("\n".join(columns))
+
+
+def _bounds(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:
+    """The range of orders asked for; all history up to now by default."""
+    return _utc(since) or now - timedelta(days=3650), _utc(until) or now
 
 
 def _utc(moment: datetime | None) -> datetime | None:

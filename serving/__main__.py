@@ -18,11 +18,9 @@ def serve(
 
     import uvicorn
 
-    from feature_repo.feast_quietly import quiet
     from feature_repo.settings import settings
     from serving.app import create_app
 
-    quiet()
     given = settings()
     # uvicorn answers what is under way and then raises the signal again: that is a good end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from feast import FeatureStore
 
 from feature_repo.clock import clock_of
+from feature_repo.feast_quietly import open_store
 from feature_repo.settings import Settings
 from feature_repo.stores.online import TiffinOnlineStore
 from feature_repo.stores.redis_client import connect_async
@@ -35,7 +35,7 @@ logger = structlog.get_logger(__name__)
 
 def create_app(settings: Settings) -> FastAPI:
     """The app. Raises, at start-up, what is wrong with the registry: better no server than one that serves nonsense."""
-    store = FeatureStore(repo_path=str(settings.repo))
+    store = open_store(settings)
     views = views_of_service(store, store.get_feature_service(SERVICE))
     streams: list[StreamView] = [view for view, _ in views if not isinstance(view, BatchView)]
     clock = clock_of(settings)

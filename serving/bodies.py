@@ -1,10 +1,13 @@
 """Reading request bodies, bounded."""
 
+import msgspec
 from fastapi import Request
 
 from serving.problems import Problem
 
 MAX_BYTES = 5_000_000
+JSON_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding a body as JSON raises."""
 
 
 async def read_body(request: Request, most: int = MAX_BYTES) -> bytes:

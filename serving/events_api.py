@@ -11,13 +11,12 @@ from fastapi.responses import JSONResponse
 from feature_repo.clock import Clock
 from ingestion.events import EVENT_TYPES, BadEvent, event_key, parse
 from ingestion.log import EventLog, LogUnavailable, Message
-from serving.bodies import read_body
+from serving.bodies import JSON_ERRORS, read_body
 from serving.metrics import EVENTS
-from serving.problems import Problem, ProblemDetails, problem_response
+from serving.problems import SHOWN, Problem, ProblemDetails, problem_response
 from serving.schemas import EventOutcome, EventsTaken
 
 MAX_EVENTS = 10_000
-_SHOWN = 200
 _MANY = msgspec.json.Decoder(list[msgspec.Raw])
 EVENT_PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": ProblemDetails, "description": "No such topic"},
@@ -94,7 +93,7 @@ def _split(body: bytes) -> list[bytes]:
     """The events' own bytes; a body that is no JSON is one event, which will be refused for it."""
     try:
         return [bytes(raw) for raw in _MANY.decode(body)] if body.lstrip()[:1] == b"[" else [body]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise Problem(422, "Invalid request", f"body: not a JSON array ({error}). Nothing was taken") from None
 
 
@@ -104,7 +103,7 @@ def _sorted_out(topic: str, events: Sequence[bytes], now: int) -> tuple[list[Eve
         try:
             event = parse(topic, raw, now)
         except BadEvent as error:
-            value = repr(error.value)[:_SHOWN]
+            value = repr(error.value)[:SHOWN]
             outcomes.append(
                 EventOutcome(index=index, status="refused", field=error.field, value=value, reason=error.reason)
             )

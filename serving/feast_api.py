@@ -5,6 +5,7 @@ what is pushed are events, and goes into the log. Errors are problem details, as
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,16 +13,16 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from feast import FeatureService, FeatureStore, FeatureView, StreamFeatureView
+from feast import FeatureService, FeatureStore, FeatureView
+from feast.base_feature_view import BaseFeatureView
 from feast.errors import FeastError, FeastObjectNotFoundException
 from feast.feature_server_utils import convert_response_to_dict
 from feast.online_response import OnlineResponse
 
-from feature_repo.stores.batch_rows import write_rows
 from feature_repo.stores.online import TiffinOnlineStore
 from feature_repo.stores.online_requests import PLANS_KEPT
 from feature_repo.stores.redis_client import STORE_DOWN
-from feature_repo.views import BatchView, compile_view
+from feature_repo.views import BatchView, compile_view, online_versioning
 from serving import feast_docs, feast_rows
 from serving.bodies import read_body
 from serving.events_api import EVENT_PROBLEMS, EventIntake
@@ -42,7 +43,7 @@ from serving.schemas import EventsTaken, OnlineFeatures, RowsWritten
 REGISTRY_EVERY_S = 30.0
 """How often the registry is read again: so long may it take until what `feast apply` changed is known here."""
 
-_ROWS_IN_LOOP = 100  # more are read in a thread: other requests would have to wait for them
+_CELLS_IN_LOOP = 1000  # more are read in a thread: other requests would have to wait for them
 _TO = ("online", "offline", "online_and_offline")
 _BAD_REQUEST = (FeastError, ValueError, TypeError, KeyError, NotImplementedError)
 logger = structlog.get_logger(__name__)
@@ -92,7 +93,7 @@ def feast_router(store: FeatureStore, online: TiffinOnlineStore, intake: EventIn
 
     @router.get("/health")
     async def health() -> dict[str, str]:
-        """The server answers, with the registry that it started on. What it needs besides: `/ready`."""
+        """The server answers. What it needs besides: `/ready`."""
         return {"status": "healthy"}
 
     return router
@@ -113,6 +114,8 @@ class _Known(NamedTuple):
 
     features: list[str] | FeatureService
     columns: tuple[str, ...] | None
+    width: int
+    """The number of features."""
 
 
 class FeastReads:
@@ -137,7 +140,7 @@ class FeastReads:
         try:
             if known.columns is None:
                 return await run_in_threadpool(self._transformed, *request)
-            if len(next(iter(rows.values()))) > _ROWS_IN_LOOP:
+            if len(next(iter(rows.values()))) * known.width > _CELLS_IN_LOOP:
                 return await run_in_threadpool(self._read, *request)
             return _document(await self._online.get_online_features_async(*request))
         except STORE_DOWN as error:
@@ -172,13 +175,15 @@ class FeastReads:
         try:
             if asked.feature_service:
                 features = self._store.get_feature_service(asked.feature_service, allow_cache=True)
+                width = sum(len(projection.features) for projection in features.feature_view_projections)
             else:
                 features = _references(asked.features or [])
+                width = len(features)
             full = asked.full_feature_names
             needed = self._online.prepare(self._store.config, self._store.registry, features, full)
         except _BAD_REQUEST as error:
             raise _unknown(error) from None
-        return _Known(features, needed)
+        return _Known(features, needed, width)
 
 
 class FeastWrites:
@@ -195,25 +200,35 @@ class FeastWrites:
         table, view = self._view(sent)
         rows = feast_rows.batch_rows(table, view, self._store.project, columns("df", sent.df))
         try:
-            written = write_rows(self._online.client(self._store.config), self._store.project, view, rows)
+            written = self._online.write(self._store.config, view, rows)
         except STORE_DOWN as error:
             raise _down(error) from None
         return {"feature_view_name": view.name, "rows": len(rows), "written": written}
 
     def _view(self, sent: RowsSent) -> tuple[FeatureView, BatchView]:
-        name, cached = sent.feature_view_name, sent.allow_registry_cache
+        name = sent.feature_view_name
+        table = self._defined(name, sent.allow_registry_cache)
+        if not isinstance(table, FeatureView):
+            reason = "not a batch view: its values are computed when they are asked for"
+            raise refused("feature_view_name", name, reason)
+        view = compile_view(table, online_versioning(self._store.config))
+        if isinstance(view, BatchView):
+            return table, view
+        reason = f"a stream view: its values are computed from events. Push those to /v1/events/{view.topics[0]}"
+        raise refused("feature_view_name", name, reason)
+
+    def _defined(self, name: str, cached: bool) -> BaseFeatureView:
+        """The view from the registry as it was last read, or, unless `cached` has to do, as it is now.
+
+        Feast's client never lets it do: read anew at each write, the registry would have every read resolved again.
+        """
+        registry, project = self._store.registry, self._store.project
         try:
-            table = self._store.registry.get_any_feature_view(name, self._store.project, allow_cache=cached)
+            with suppress(FeastObjectNotFoundException):
+                return registry.get_any_feature_view(name, project, allow_cache=True)
+            return registry.get_any_feature_view(name, project, allow_cache=cached)
         except _BAD_REQUEST as error:
             raise _unknown(error) from None
-        if isinstance(table, StreamFeatureView):
-            topic = getattr(getattr(table.stream_source, "kafka_options", None), "topic", None)
-            reason = f"a stream view: its values are computed from events. Push those to /v1/events/{topic}"
-            raise refused("feature_view_name", name, reason)
-        view = compile_view(table) if isinstance(table, FeatureView) else None
-        if isinstance(table, FeatureView) and isinstance(view, BatchView):
-            return table, view
-        raise refused("feature_view_name", name, "not a batch view: its values are computed when they are asked for")
 
 
 def _document(found: OnlineResponse) -> bytes:

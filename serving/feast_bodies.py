@@ -5,15 +5,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from serving.problems import Problem
+from serving.bodies import JSON_ERRORS
+from serving.problems import SHOWN, Problem
 
 MAX_ROWS = 10_000
 MAX_FEATURES = 1_000
-_SHOWN = 200  # characters of a refused value that are shown
 Columns = Mapping[str, Sequence[msgspec.Raw]]
 """Columns of equal length, each value as it was written."""
 
-JSON_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
@@ -46,7 +45,7 @@ class RowsSent(msgspec.Struct):
 def refused(field: str, value: object, reason: str, status: int = 422) -> Problem:
     """A problem with one field of a request."""
     shown = value if isinstance(value, str) else ascii(value)
-    error = {"field": field, "value": shown[:_SHOWN], "reason": reason}
+    error = {"field": field, "value": shown[:SHOWN], "reason": reason}
     detail = f"{field} is {error['value']}: {reason}. Nothing was read or stored"
     return Problem(status, "Invalid request", detail, errors=[error])
 
@@ -115,4 +114,4 @@ def _value(body: bytes, field: str) -> str:
 
 
 def _shown(data: bytes) -> str:
-    return data[:_SHOWN].decode("utf-8", "replace")
+    return data[:SHOWN].decode("utf-8", "replace")

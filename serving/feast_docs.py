@@ -78,7 +78,7 @@ WRITE_BODY = _body(
         "allow_registry_cache": {
             "type": "boolean",
             "default": True,
-            "description": "False: read the registry anew before",
+            "description": "False: read the registry anew if the view is not known",
         },
     },
     {

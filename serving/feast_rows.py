@@ -10,13 +10,12 @@ from typing import Any
 from feast import FeatureView
 from feast.protos.feast.types import Value_pb2
 from feast.protos.feast.types.Value_pb2 import Value
-from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 from msgspec import Raw
 
 from feature_repo.stores import layout
 from feature_repo.stores.batch_rows import Row
-from feature_repo.stores.values import micros
+from feature_repo.stores.values import micros, to_proto
 from feature_repo.views import BatchView
 from serving.feast_bodies import Columns, plain, refused
 
@@ -97,17 +96,13 @@ def value_of(kind: ValueType, value: Any) -> Value:
 
     Raises ValueError, or what Feast raises for the types that are converted by it.
     """
-    if value is None:
-        return Value()
-    if kind in _SCALARS:
-        field, convert = _SCALARS[kind]
-        return Value(**{field: convert(value)})
-    if kind in _LISTS:
-        field, convert = _SCALARS[_LISTS[kind]]
+    if kind in _LISTS and value is not None:
+        convert = _SCALARS[_LISTS[kind]]
         items = Value_pb2.__dict__[_LIST_MESSAGES[_LISTS[kind]]](val=[convert(item) for item in _list(value)])
-        return Value(**{field.replace("_val", "_list_val"): items})
-    (message,) = python_values_to_proto_values([value], kind)
-    return message
+        return Value(**{f"{kind.name.lower()}_val": items})
+    if kind in _SCALARS and value is not None:
+        value = _SCALARS[kind](value)
+    return to_proto(kind, value)
 
 
 def _whole(bits: int) -> Callable[[Any], int]:
@@ -167,15 +162,15 @@ def _list(value: Any) -> list[Any]:
     return value
 
 
-_SCALARS: dict[ValueType, tuple[str, Callable[[Any], Any]]] = {
-    ValueType.INT64: ("int64_val", _whole(64)),
-    ValueType.INT32: ("int32_val", _whole(32)),
-    ValueType.DOUBLE: ("double_val", _real(math.inf)),
-    ValueType.FLOAT: ("float_val", _real(_FLOAT32_MAX)),
-    ValueType.STRING: ("string_val", _text),
-    ValueType.BOOL: ("bool_val", _truth),
-    ValueType.BYTES: ("bytes_val", _bytes),
-    ValueType.UNIX_TIMESTAMP: ("unix_timestamp_val", _seconds),
+_SCALARS: dict[ValueType, Callable[[Any], Any]] = {
+    ValueType.INT64: _whole(64),
+    ValueType.INT32: _whole(32),
+    ValueType.DOUBLE: _real(math.inf),
+    ValueType.FLOAT: _real(_FLOAT32_MAX),
+    ValueType.STRING: _text,
+    ValueType.BOOL: _truth,
+    ValueType.BYTES: _bytes,
+    ValueType.UNIX_TIMESTAMP: _seconds,
 }
 _LIST_MESSAGES = {
     ValueType.INT64: "Int64List",

@@ -73,7 +73,10 @@ def _lag(lag: ViewLag | None, view: StreamView) -> Check:
         return {"ok": False, "reason": f"it is not served: start a worker, or `tiffin backfill {view.name}`"}
     if lag.seconds is None:
         return {"ok": False, "reason": "no worker has folded every partition yet", "allowed_seconds": allowed}
-    return {"ok": lag.seconds <= allowed, "lag_seconds": lag.seconds, "allowed_seconds": allowed}
+    check: Check = {"ok": lag.covered, "lag_seconds": lag.seconds, "allowed_seconds": allowed}
+    if lag.seconds > allowed:
+        return check | {"ok": False}
+    return check if lag.covered else check | {"reason": "its windows reach back to events that are not folded"}
 
 
 def _model(predictor: Predictor, mode: Mode) -> Check:

@@ -32,8 +32,8 @@ class Predictor:
     def __init__(self, reader: FeatureReader, watchers: Mapping[Mode, Watcher], clock: Clock) -> None:
         self._reader, self._watchers, self._clock = reader, watchers, clock
         self._batch_names = reader.batch_names
-        self._digest: bytes | None = None  # of the definitions that the hashes are of
-        self._hashes: dict[str, str] = {}  # model version: the hash of its features as they are served now
+        self._digests: tuple[bytes | None, bytes | None] = (None, None)  # of the definitions that the doubts are of
+        self._doubts: dict[str, str | None] = {}  # model version: why it may not answer, by what is served now
 
     async def predict(self, orders: Sequence[Order]) -> list[Eta | Problem]:
         """An answer or a problem for each order. Raises one of `redis_client.STORE_DOWN`."""
@@ -61,15 +61,24 @@ class Predictor:
             model = self._watchers[mode].current(self._clock())
         except ModelBroken as error:
             return f"{mode}: no sound model is in use ({error})"
+        if (digests := self._reader.digests) != self._digests:
+            self._digests, self._doubts = digests, {}
         version = model.manifest.version
-        digest, views = self._reader.served
-        if digest != self._digest:
-            self._digest, self._hashes = digest, {}
-        if version not in self._hashes:
-            self._hashes[version] = features_hash(views, only=set(model.vector.stored))
-        if self._hashes[version] != model.manifest.definition_hash:
-            return f"{mode}: model {version} was trained on features that are defined otherwise by now: train again"
-        return model
+        if version not in self._doubts:
+            self._doubts[version] = self._doubt(model)
+        doubt = self._doubts[version]
+        return model if doubt is None else f"{mode}: model {version} {doubt}"
+
+    def _doubt(self, model: Model) -> str | None:
+        """Why a model may not answer by the features as they are served now, if it may not."""
+        views, wanted = self._reader.views(), set(model.vector.stored)
+        unread = sorted(wanted - {f"{view.name}__{feature}" for view, features in views for feature in features})
+        if unread:
+            hint = "backfill its view, or restart the server if it was defined since"
+            return f"uses {unread[0]}, which is not served here: {hint}"
+        if features_hash(views, only=wanted) != model.manifest.definition_hash:
+            return "was trained on features that are defined otherwise by now: train again"
+        return None
 
     def _choose(self, order: Order, row: Row, models: Mapping[Mode, Model | str]) -> Choice | Problem:
         batch = [feature for name, feature in row.features.items() if name in self._batch_names]

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
-_SHOWN = 200  # characters of a refused value that are shown
+SHOWN = 200  # characters of a refused value that are shown
 _log = structlog.get_logger(__name__)
 
 
@@ -52,7 +52,7 @@ def invalid(error: ValidationError | RequestValidationError) -> Problem:
     errors = []
     for found in error.errors():
         field = ".".join(str(place) for place in found["loc"] if place not in ("body", "query", "path")) or "body"
-        errors.append({"field": field, "value": repr(found.get("input"))[:_SHOWN], "reason": found["msg"]})
+        errors.append({"field": field, "value": repr(found.get("input"))[:SHOWN], "reason": found["msg"]})
     first = errors[0]
     detail = f"{first['field']} is {first['value']}: {first['reason']}. Nothing was predicted or stored"
     return Problem(422, "Invalid request", detail, errors=errors)

@@ -53,13 +53,16 @@ class FeatureReader:
         return frozenset(f"{w.view.name}__{feature}" for w in wanted for feature in w.features)
 
     @property
-    def served(self) -> tuple[bytes | None, list[tuple[View, tuple[str, ...]]]]:
-        """The views as they are served, with their features, and what changes with them (None before the first read).
+    def digests(self) -> tuple[bytes | None, bytes | None]:
+        """What changes with `views`, of each half of a read; None before its first."""
+        return self._first.shape.digest, self._second.shape.digest
+
+    def views(self) -> list[tuple[View, tuple[str, ...]]]:
+        """The views as they are served, with their features.
 
         That is how they were defined when they were folded; the registry may be ahead of it.
         """
-        views = [*self._first.views(), *self._second.views()]
-        return self._second.shape.digest, views
+        return [*self._first.views(), *self._second.views()]
 
     async def read(self, ids: Sequence[object], known: Sequence[Mapping[str, object]]) -> list[Row]:
         """The features of `ids`; `known` gives, a row, ids that need not be looked up ({join key: id}).

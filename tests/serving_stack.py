@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,20 @@ def applied_folder(base: Path) -> Path:
 
 
 def publish_model(
-    settings: Settings, store: FeatureStore, service: str, definition_hash: str | None = None, seed: int = 1
+    settings: Settings,
+    store: FeatureStore,
+    service: str,
+    definition_hash: str | None = None,
+    seed: int = 1,
+    more: tuple[str, ...] = (),
 ) -> str:
-    """Train a small model on made-up orders that come later the more the restaurant has to do; put it into use."""
+    """Train a small model on made-up orders that come later the more the restaurant has to do; put it into use.
+
+    `more` are features beyond those of the service.
+    """
     with quietly():
         vector = vector_of(store.get_feature_service(service))
+        vector = replace(vector, stored=(*vector.stored, *more))
         views = views_of_service(store, store.get_feature_service(service))
     dice, count = np.random.default_rng(seed), 240
     event_ms = START - np.arange(count, 0, -1, dtype=np.int64) * MINUTE

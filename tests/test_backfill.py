@@ -2,24 +2,35 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+from feast import Field
+from feast.types import Int64
 
 from feature_repo.stores import layout
 from feature_repo.stores.reading import Feature, Status
-from feature_repo.views import StreamView, WindowView
+from feature_repo.stores.redis_client import STORE_DOWN
+from feature_repo.views import PresenceView, StreamView, WindowView, compile_view
 from feature_repo.windows import Aggregate, Layout
+from ingestion import backfill as work
 from ingestion.archived import ArchivedLog
 from ingestion.backfill import Change, NotBackfilled, backfill, plan_change, sweep
+from ingestion.log import LogUnavailable
 from ingestion.worker import Worker
 from tests.repo import (
+    COURIERS,
     HOP,
     MINUTE,
     ORDERS,
+    PRESENCE_TTL,
     START,
     Lab,
+    courier,
     drain,
     order,
+    presence_view,
+    quietly,
 )
 
 LONGER = Aggregate("r_orders_9m", "order_id", "count", 9 * MINUTE)
@@ -156,6 +167,58 @@ def test_sweeping_removes_what_was_replaced_and_nothing_else(lab: Lab, worker: W
     assert not [field for field in left if field.startswith(layout.tiles_field(old, 0)[:4])]
     assert not [field for field in left if field.endswith(old.tiles_hash.encode())]
     assert {name: lab.read(name, 3 if name != "by_restaurant" else 7) for name in change.changed} == kept
+
+
+def test_a_presence_that_lasts_longer_counts_members_that_were_forgotten_before(lab: Lab) -> None:
+    made = lab.worker()
+    drain(made)
+    lab.publish(courier("early", START), topic=COURIERS)
+    drain(made)
+    lab.clock.now += PRESENCE_TTL + MINUTE
+    lab.publish(courier("late", lab.clock.now, who=2), topic=COURIERS)
+    drain(made)
+    assert lab.value("available", 3) == 1
+    with quietly():
+        after = presence_view(timedelta(milliseconds=2 * PRESENCE_TTL))
+        after.entity_columns = [Field(name="zone_id", dtype=Int64)]
+        longer = compile_view(after)
+    assert isinstance(longer, PresenceView)
+    lab.views = tuple(longer if view.name == "couriers" else view for view in lab.views)
+    change = change_of(lab)
+    assert change.folded == (longer,)
+    assert run(lab, change)
+    assert lab.value("available", 3) == 2
+
+
+def test_a_hiccup_of_the_log_or_the_store_only_delays_it(
+    lab: Lab, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.views = with_longer_window(lab.views)
+    change, hiccups = change_of(lab), iter([LogUnavailable("a hiccup"), STORE_DOWN[0]("another")])
+    partitions = lab.log.partitions
+
+    def shaky(topic: str) -> int:
+        if error := next(hiccups, None):
+            raise error
+        return partitions(topic)
+
+    monkeypatch.setattr(lab.log, "partitions", shaky)
+    monkeypatch.setattr(work, "_RETRY_S", 0.0)
+    assert run(lab, change)
+    assert next(hiccups, None) is None
+    assert row(lab)["r_orders_9m"] == Feature(7, Status.PRESENT, lab.clock.now)
+
+
+def test_a_change_that_was_planned_on_other_definitions_than_are_served_by_now_is_refused(
+    lab: Lab, worker: Worker
+) -> None:
+    lab.views = with_longer_window(lab.views)
+    late = change_of(lab)
+    lab.views = tuple(view for view in lab.views if view.name != "by_zone")
+    assert run(lab, change_of(lab))
+    with pytest.raises(NotBackfilled, match="changed meanwhile"):
+        run(lab, late)
+    assert "by_zone" not in lab.store.served().views
 
 
 def test_a_name_that_is_no_view_and_a_store_that_serves_nothing_are_refused(lab: Lab) -> None:

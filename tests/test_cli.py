@@ -172,7 +172,7 @@ def test_training_without_history_fails_in_one_line(repo: Path) -> None:
 def test_a_training_set_of_imported_orders_is_written_and_described(repo: Path, tmp_path: Path) -> None:
     assert import_orders(repo, 3, "arrived").returncode == 0
     out = tmp_path / "set.parquet"
-    done = tiffin("--repo", repo, "dataset", "--out", out, "--from", "2026-01-01T12:01:00", "--as-of", "arrival")
+    done = tiffin("--repo", repo, "dataset", "--out", out, "--since", "2026-01-01T12:01:00", "--as-of", "arrival")
     assert (done.returncode, done.stderr) == (0, "")
     told, table = done.stdout.splitlines(), pq.read_table(out)
     assert told == [f"{out}: 2 rows, {len(told) - 1} columns, as of arrival", *table.column_names]

@@ -1,13 +1,22 @@
 """``/write-to-online-store``: what is written of a batch view, and what is refused."""
 
+import asyncio
 import json
+from datetime import timedelta
 
+import msgspec
 import pytest
+from feast import Field, StreamFeatureView
+from feast.types import Int64
 
 from feature_repo.clock import iso
-from serving.feast_bodies import MAX_ROWS
+from feature_repo.stores import layout
+from feature_repo.stores.online import TiffinOnlineStore
+from serving.feast_api import FeastWrites
+from serving.feast_bodies import MAX_ROWS, RowsSent, decode
 from tests.feast_tools import CUISINE, KINDS, WRITE, apply_every_kind, ask, sent
-from tests.serving_stack import Stack, problem
+from tests.repo import quietly
+from tests.serving_stack import Stack, batch_view, problem
 
 
 def test_a_write_says_how_many_rows_were_new(stack: Stack) -> None:
@@ -85,6 +94,36 @@ def test_a_view_that_nobody_may_write_is_refused_by_name(shared: Stack) -> None:
     assert "/v1/events/order_placed" in stream
     found = ask(shared, {"entities": {"zone_id": [1]}, "features": ["zone_recent_orders:zone_orders_10m"]})
     assert found["zone_orders_10m"]["values"] == [1]
+
+
+def test_rows_are_kept_as_long_as_those_that_feast_writes(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack.store.config.online_store, "key_ttl_seconds", 1000)
+    online = TiffinOnlineStore(stack.settings, stack.clock)
+    rows = decode(msgspec.json.encode(sent(stack, {})), RowsSent)
+    assert FeastWrites(stack.store, online).write(rows)["written"] == 1
+    asyncio.run(online.close())
+    view = batch_view(stack.store, "restaurant_profile")
+    key = layout.key_builder(stack.store.project, view.join_keys, view.key_types)([50])
+    left = stack.redis.execute_command("HTTL", key, "FIELDS", 1, layout.time_field(view.name))  # type: ignore[no-untyped-call]
+    assert 0 < left[0] <= 1000
+
+
+def test_a_stream_view_whose_rows_are_pushed_is_written_like_a_batch_view(stack: Stack) -> None:
+    with quietly():
+        pushed = StreamFeatureView(
+            name="restaurant_mood",
+            entities=[stack.store.get_entity("restaurant")],
+            ttl=timedelta(days=1),
+            source=stack.store.get_data_source("order_placed"),
+            timestamp_field="event_time",
+            schema=[Field(name="mood", dtype=Int64)],
+        )
+        stack.store.apply([pushed])
+    df = {"restaurant_id": [1], "mood": [7], "event_timestamp": [iso(stack.clock.now)]}
+    answer = stack.post(WRITE, {"feature_view_name": "restaurant_mood", "df": df, "allow_registry_cache": False})
+    assert answer.json() == {"feature_view_name": "restaurant_mood", "rows": 1, "written": 1}
+    found = ask(stack, {"entities": {"restaurant_id": [1]}, "features": ["restaurant_mood:mood"]})
+    assert found["mood"]["values"] == [7]
 
 
 def test_every_type_of_feature_comes_back_as_it_was_sent(stack: Stack) -> None:

@@ -50,8 +50,9 @@ from feast.types import (
     Uuid,
 )
 
+from feature_repo.stores.online_requests import Request, RequestPlans
 from feature_repo.stores.redis_client import Redis
-from tests.repo import Repo, applied_repo, quietly
+from tests.repo import Repo, applied_repo, offline, quietly
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -469,8 +470,24 @@ def test_rows_of_two_versions_of_a_view_lie_apart(valkey: Path, redis_client: Re
             include_feature_view_version_metadata=True,
         )
         assert values(repo, ["stats:rating"], driver_id=[1])["rating"] == [4.5]
+        trained = offline(repo, pd.DataFrame({"driver_id": [1], "event_timestamp": [NOW]}), asked, full=True)
+    assert trained["stats@v1__trips"].tolist() == [20]
     assert {n: v for n, v in found.to_dict().items() if n != "driver_id"} == {
         "stats@v0__trips": [10],
         "stats@v1__trips": [20],
     }
     assert [m.name for m in found.proto.metadata.feature_view_metadata] == ["stats"]
+
+
+def test_a_request_is_compiled_once_and_again_when_the_registry_is_another(repo: Repo) -> None:
+    apply(repo, view("stats", [entity("driver")], trips=Int64))
+    plans, store = RequestPlans(), repo.feast
+
+    def found() -> Request:
+        return plans.find(store.registry, store.project, ["stats:trips"], False, False)
+
+    with calmly():
+        first = found()
+        assert found() is first
+        apply(repo, view("stats", [entity("driver")], trips=Int64, rating=Float64))
+        assert found() is not first

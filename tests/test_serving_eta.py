@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from feature_repo.stores.stream_store import StreamStore, Swap
 from models.registry import Registry
 from serving.predictor import Predictor
 from tests.serving_stack import (
     BATCH_AGE_MS,
     ORDERS_10M,
+    PARTITIONS,
     UNKNOWN,
     ZONE_ORDERS_10M,
     Stack,
@@ -291,6 +293,29 @@ def test_a_model_of_other_definitions_is_not_used_and_says_so(stack: Stack) -> N
     assert f"{version} was trained on features that are defined otherwise" in answer["stepped_down"][0]
     assert "train again" in problem(stack.get("/v1/eta/1", require="streaming"), 503)["detail"]
     assert "train again" in ready_checks(stack, 503)["model:streaming"]["reason"]
+
+
+def test_a_model_of_a_feature_that_this_server_does_not_read_says_what_to_do(stack: Stack) -> None:
+    publish_model(stack.settings, stack.store, "eta_streaming", more=("zone_couriers__couriers_asleep",))
+    answer = stack.eta(1)
+    assert answer["mode"] == "batch_features"
+    assert "uses zone_couriers__couriers_asleep, which is not served here" in answer["stepped_down"][0]
+    assert "restart the server" in answer["stepped_down"][0]
+
+
+def test_a_stream_whose_windows_reach_back_to_what_was_not_folded_is_not_ready(stack: Stack) -> None:
+    assert ready_checks(stack, 200)["stream:zone_couriers"]["ok"]
+    view = next(view for view in stack.views if view.name == "zone_couriers")
+    store = StreamStore(stack.redis, stack.store.project)
+    for partition in range(PARTITIONS):
+        found = store.progress("courier_status", partition, view.tiles_hash)
+        assert found is not None
+        late = found._replace(covered_from=stack.clock.now)
+        store.swap_progress("courier_status", partition, [Swap(view.tiles_hash, found, late)])
+    check = ready_checks(stack, 503)["stream:zone_couriers"]
+    assert (check["ok"], check["lag_seconds"]) == (False, 0.0)
+    assert "not folded" in check["reason"]
+    assert stack.eta(1)["mode"] == "batch_features"
 
 
 def test_a_restaurant_whose_zone_is_unknown_is_answered_from_batch_and_told_why(stack: Stack) -> None:

@@ -9,7 +9,7 @@ import pytest
 from feast import Entity, FeatureView, Field, FileSource, StreamFeatureView, ValueType
 from feast.aggregation import Aggregation
 from feast.data_format import ParquetFormat
-from feast.types import Float64, Int64
+from feast.types import Float64, Int32, Int64
 
 from feature_repo.views import BadDefinition, BatchView, PresenceView, View, WindowView, compile_view, features_hash
 from feature_repo.views import stream_views as compile_stream_views
@@ -257,7 +257,15 @@ def test_what_tiles_hold_is_named_by_everything_that_changes_them() -> None:
     assert len({compiled(view).tiles_hash for view in same}) == 1
     other = [windows(features) for what, features in CHANGED.items() if what in ("the function", "the column")]
     other += [windows(tiling_hop_size=timedelta(seconds=30)), windows(stream_source=definitions.order_ready)]
-    assert len({compiled(view).tiles_hash for view in (same[0], *other)}) == 5
+    by_short_id = windows()
+    by_short_id.entity_columns = [Field(name="restaurant_id", dtype=Int32)]
+    assert len({compiled(view).tiles_hash for view in (same[0], *other, by_short_id)}) == 6
+
+
+def test_a_presence_of_another_ttl_is_folded_anew_for_members_beyond_it_were_forgotten() -> None:
+    with quietly():
+        longer = as_registered(presence_view(ttl=20 * MINUTE), definitions.zone)
+    assert compiled(longer).tiles_hash != compiled(presence()).tiles_hash
 
 
 def test_a_batch_view_hashes_by_its_ttl() -> None:

@@ -10,10 +10,11 @@ from feast import FeatureStore
 
 from deploy.chaos import ChaosError
 from deploy.chaos.reader import FeatureReader, Served, entities_of
-from deploy.chaos.truth import Ids, Truth, Value, same
+from deploy.chaos.truth import Ids, Truth
 from feature_repo.clock import Clock, from_ms
 from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.views import StreamView, WindowView
+from ingestion.parity.compare import Number, close
 
 _AHEAD_MS = 4_000
 """A reader may ask this much ahead of the clock: the stream is fresh for longer."""
@@ -28,8 +29,8 @@ class Mismatch(NamedTuple):
     feature: str
     ids: Ids
     instant: int
-    found: Value
-    truth: Value
+    found: Number
+    truth: Number
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Comparison:
         """Count a comparison, and keep it if the two differ."""
         self.checks += 1
         self.nonempty += bool(mismatch.truth)
-        if not same(mismatch.found, mismatch.truth):
+        if not close(mismatch.found, mismatch.truth):
             self.mismatches.append(mismatch)
 
 
@@ -110,7 +111,7 @@ def compare_history(
     return result
 
 
-def _value(found: Any) -> Value:
+def _value(found: Any) -> Number:
     return None if pd.isna(found) else found
 
 

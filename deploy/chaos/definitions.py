@@ -2,12 +2,11 @@
 
 from datetime import timedelta
 
-from feast import Entity, Field, StreamFeatureView
+from feast import Entity, StreamFeatureView
 from feast.aggregation import Aggregation
-from feast.types import Float64, Int64
 
 from feature_repo.definitions import *  # noqa: F403  # `feast apply` registers what it finds in one module
-from feature_repo.definitions import MAX_LAG_SECONDS, order_placed, restaurant, zone
+from feature_repo.definitions import order_placed, restaurant, stream_windows, zone
 
 HOP = timedelta(seconds=5)
 SHORT, MIDDLE, LONG = timedelta(seconds=20), timedelta(minutes=1), timedelta(minutes=5)
@@ -25,22 +24,11 @@ FEATURES = (
 
 def every_function(view: str, entity: Entity, prefix: str) -> StreamFeatureView:
     """Windows of every function over the orders placed, by `entity`, in tiles of five seconds."""
-    kinds = {"count": Int64, "count_distinct": Int64}
-    return StreamFeatureView(
-        name=view,
-        entities=[entity],
-        ttl=LONG,
-        source=order_placed,
-        timestamp_field="event_time",
-        aggregations=[
-            Aggregation(column=column, function=function, time_window=window, name=prefix + feature)
-            for feature, column, function, window in FEATURES
-        ],
-        enable_tiling=True,
-        tiling_hop_size=HOP,
-        schema=[Field(name=prefix + name, dtype=kinds.get(function, Float64)) for name, _, function, _ in FEATURES],
-        tags={"max_lag_seconds": MAX_LAG_SECONDS},
-    )
+    aggregations = [
+        Aggregation(column=column, function=function, time_window=window, name=prefix + feature)
+        for feature, column, function, window in FEATURES
+    ]
+    return stream_windows(view, entity, order_placed, aggregations, HOP)
 
 
 drill_restaurant_orders = every_function("drill_restaurant_orders", restaurant, "restaurant_")

@@ -25,11 +25,12 @@ from typing import NamedTuple
 import numpy as np
 
 from deploy.chaos.reader import FeatureReader, entities_of
-from deploy.chaos.truth import Ids, Truth, Value, same
+from deploy.chaos.truth import Ids, Truth
 from feature_repo.clock import Clock
 from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.views import PresenceView, StreamView, WindowView
 from ingestion.log import Record
+from ingestion.parity.compare import Number, close
 from ingestion.parity.oracle import Row, value
 
 SLACK_MS = 1000
@@ -47,7 +48,7 @@ class Sighting(NamedTuple):
     asked: int
     answered: int
     instant: int
-    values: Mapping[str, Value]
+    values: Mapping[str, Number]
 
 
 class Watcher(threading.Thread):
@@ -123,7 +124,7 @@ class Judge:
         return self._between(seen, seen.view, split), False
 
     def _gives(self, seen: Sighting, rows: Sequence[Row]) -> bool:
-        return all(same(v, value(seen.view, name, rows, seen.ids, seen.instant)) for name, v in seen.values.items())
+        return all(close(v, value(seen.view, name, rows, seen.ids, seen.instant)) for name, v in seen.values.items())
 
     def _between(self, seen: Sighting, view: WindowView, split: "_Split") -> bool:
         functions = {aggregate.name: aggregate.function for aggregate in view.aggregates}
@@ -231,6 +232,6 @@ class _Split:
         return settled, list(others.values())
 
 
-def _in_order(low: Value, middle: Value, high: Value, absent: float) -> bool:
+def _in_order(low: Number, middle: Number, high: Number, absent: float) -> bool:
     low, middle, high = (absent if number is None else number for number in (low, middle, high))
     return low <= middle <= high

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from deploy.chaos.events import RESTAURANTS, SILENT, ZONES
-from deploy.chaos.truth import Ids, Value
+from deploy.chaos.truth import Ids
 from feature_repo.stores.reading import Feature, ReadPlan, Status, Wanted, read
 from feature_repo.stores.redis_client import Redis
 from feature_repo.views import StreamView
+from ingestion.parity.compare import Number
 
 FRESH = (Status.PRESENT, Status.NULL_VALUE)
 
@@ -24,7 +25,7 @@ class Served(NamedTuple):
         """Whether every feature was served as computed."""
         return all(f.status in FRESH for features in self.entities.values() for f in features.values())
 
-    def values(self, ids: Ids) -> dict[str, Value]:
+    def values(self, ids: Ids) -> dict[str, Number]:
         """The features of an entity that were served as computed."""
         return {name: f.value for name, f in self.entities[ids].items() if f.status in FRESH}
 

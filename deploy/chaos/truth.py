@@ -5,7 +5,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isclose
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,22 +17,12 @@ from feature_repo.views import StreamView, WindowView
 from ingestion.event_files import log_folder
 from ingestion.events import DEAD_LETTERS, EVENT_TYPES, BadEvent, Event, arrow_schema, parse
 from ingestion.log import EventLog, Record
+from ingestion.parity.compare import Number
 from ingestion.parity.oracle import Row, once, value
-
-CLOSE = 1e-14
-"""Relative tolerance of floats. Sums of whole millionths are exact online, but a root and DuckDB's division round."""
 
 _EMPTY_POLLS = 100
 
-Value = int | float | None
 Ids = tuple[object, ...]
-
-
-def same(a: Value, b: Value) -> bool:
-    """Whether two values of a feature are equal: whole numbers exactly, floats up to `CLOSE`."""
-    if a is None or b is None or (isinstance(a, int) and isinstance(b, int)):
-        return a is b or a == b
-    return isclose(a, b, rel_tol=CLOSE)
 
 
 def read_log(log: EventLog, topics: Sequence[str]) -> dict[str, list[Record]]:
@@ -74,7 +63,7 @@ class Truth:
 
     records: Mapping[str, Sequence[Record]]
     _entities: dict[str, dict[Ids, Entity]] = field(default_factory=dict)
-    _values: dict[tuple[str, str, Ids, int], Value] = field(default_factory=dict)
+    _values: dict[tuple[str, str, Ids, int], Number] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> dict[str, list[Row]]:
@@ -92,7 +81,7 @@ class Truth:
             self._entities[view.name] = self._by_entity(view)
         return self._entities[view.name].get(ids, _NOBODY)
 
-    def value(self, view: StreamView, feature: str, ids: Ids, instant: int) -> Value:
+    def value(self, view: StreamView, feature: str, ids: Ids, instant: int) -> Number:
         """A feature at `instant` (ms), which must not come before the newest event."""
         asked = (view.name, feature, ids, instant)
         if asked not in self._values:

@@ -1,10 +1,10 @@
 """From what the online store holds of an entity to features: values, statuses and the instants that they speak of.
 
-What a status means, and when a stream feature is fresh, is decided here and nowhere else.
+What a status means, and whether a stream feature is fresh enough to be served, is decided here and nowhere else.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -60,6 +60,8 @@ class Reading:
     instant: int
     progress: Mapping[str, TopicProgress]
     form: Form
+    _judged: dict[tuple[str, int], bool] = field(default_factory=dict)
+    _known: dict[str, int | None] = field(default_factory=dict)
 
     def not_found(self, view: View, names: Sequence[str]) -> list[Feature]:
         """The features of an id that can be no key."""
@@ -114,8 +116,14 @@ class Reading:
         return features
 
     def _fresh(self, view: StreamView, window_start: int) -> bool:
-        return all(self.progress[topic].covers(view, self.now, window_start) for topic in view.topics)
+        fresh = self._judged.get((view.name, window_start))  # asked for every entity, and always the same
+        if fresh is None:
+            fresh = all(self.progress[topic].covers(view, self.now, window_start) for topic in view.topics)
+            self._judged[view.name, window_start] = fresh
+        return fresh
 
     def _known_until(self, view: StreamView) -> int | None:
-        known = [self.progress[topic].complete_until(view) for topic in view.topics]
-        return None if None in known else min(until for until in known if until is not None)
+        if view.name not in self._known:
+            known = [self.progress[topic].complete_until(view) for topic in view.topics]
+            self._known[view.name] = None if None in known else min(until for until in known if until is not None)
+        return self._known[view.name]

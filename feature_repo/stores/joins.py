@@ -105,7 +105,8 @@ def joins_of(
     wanted: dict[str, list[tuple[str, str]]] = {}
     names: list[str] = []
     for ref in feature_refs:
-        view_name, _, feature = _parse_feature_ref(ref)
+        name, version, feature = _parse_feature_ref(ref)
+        view_name = name if version is None else f"{name}@v{version}"
         if view_name in tables:  # the others are computed on demand
             wanted.setdefault(view_name, []).append((feature, f"o{len(names)}"))
             names.append(f"{view_name}__{feature}" if full else feature)

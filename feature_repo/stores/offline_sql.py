@@ -29,7 +29,7 @@ def newest_rows_sql(source: Source, view: BatchView, files: Sequence[Path], firs
     partition = ", ".join(source.column(key) for key in view.join_keys)
     return (
         f"SELECT {', '.join(keys + values)}, {source.micros(source.time)} AS __event, {created} AS __created "
-        f"FROM {relation(files)} WHERE __event BETWEEN {first_us} AND {last_us} "
+        f"FROM {relation(files)} WHERE {source.within(source.time, first_us, last_us)} "
         f"QUALIFY row_number() OVER (PARTITION BY {partition} "
         f"ORDER BY __event DESC, __created DESC, filename DESC, file_row_number DESC) = 1"
     )

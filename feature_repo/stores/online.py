@@ -4,7 +4,7 @@ Feast's SDK, sync and async, reads through `feature_repo.stores.reading`; so doe
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from feature_repo.settings import Settings, settings
 from feature_repo.stores import layout
 from feature_repo.stores.batch_rows import Row, delete_rows, write_rows
 from feature_repo.stores.online_requests import EntityRows, Request, RequestPlans
-from feature_repo.stores.reading import Answer, Feature, ReadPlan, Status, Wanted, read, read_async
+from feature_repo.stores.reading import Answer, ReadPlan, Status, Wanted, read, read_async
 from feature_repo.stores.redis_client import AsyncRedis, Redis, connect, connect_async
 from feature_repo.stores.values import PROTO, from_proto, micros, serialized
 from feature_repo.views import BatchView, compile_view, online_versioning
@@ -89,8 +89,7 @@ class TiffinOnlineStore(OnlineStore):
         view = _batch_view(config, table)
         for start in range(0, len(data), _WRITE_CHUNK):
             chunk = data[start : start + _WRITE_CHUNK]
-            rows = (_row(view, row) for row in chunk)
-            write_rows(self.client(config), config.project, view, rows, config.online_store.key_ttl_seconds)
+            self.write(config, view, (_row(view, row) for row in chunk))
             if progress:
                 progress(len(chunk))
 
@@ -104,6 +103,10 @@ class TiffinOnlineStore(OnlineStore):
         """The same, in a thread, so that the loop goes on."""
         await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
+    def write(self, config: RepoConfig, view: BatchView, rows: Iterable[Row]) -> int:
+        """Write rows of a batch view, newest wins; how many replaced what was stored. Raises what `write_rows` does."""
+        return write_rows(self.client(config), config.project, view, rows, config.online_store.key_ttl_seconds)
+
     def online_read(
         self,
         config: RepoConfig,
@@ -112,12 +115,8 @@ class TiffinOnlineStore(OnlineStore):
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """Feast's generic read of one view: (event time, {feature: value}), or (None, None) where nothing is known."""
-        view = compile_view(table, online_versioning(config))
-        features = tuple(requested_features or view.features)
-        rows = _columns(view.join_keys, entity_keys)
-        plan = ReadPlan(config.project, [Wanted(view, features, view.join_keys)])
-        answer = read(self.client(config), plan, rows, self._now(config), PROTO)
-        return _feast_rows(features, answer, len(entity_keys))
+        plan, rows = _one_view(config, table, entity_keys, requested_features)
+        return _feast_rows(plan, read(self.client(config), plan, rows, self._now(config), PROTO))
 
     async def online_read_async(
         self,
@@ -127,12 +126,8 @@ class TiffinOnlineStore(OnlineStore):
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """The same, for asyncio."""
-        view = compile_view(table, online_versioning(config))
-        features = tuple(requested_features or view.features)
-        rows = _columns(view.join_keys, entity_keys)
-        plan = ReadPlan(config.project, [Wanted(view, features, view.join_keys)])
-        answer = await read_async(self._connected(config), plan, rows, self._now(config), PROTO)
-        return _feast_rows(features, answer, len(entity_keys))
+        plan, rows = _one_view(config, table, entity_keys, requested_features)
+        return _feast_rows(plan, await read_async(self._connected(config), plan, rows, self._now(config), PROTO))
 
     def get_online_features(
         self,
@@ -262,21 +257,23 @@ def _row(view: BatchView, row: FeastRow) -> Row:
     )
 
 
-def _columns(join_keys: Sequence[str], keys: Sequence[EntityKey]) -> dict[str, list[object]]:
-    columns: dict[str, list[object]] = {name: [] for name in join_keys}
+def _one_view(
+    config: RepoConfig, table: FeatureView, keys: Sequence[EntityKey], requested: Sequence[str] | None
+) -> tuple[ReadPlan, dict[str, list[object]]]:
+    """The plan of a read of one view, and the ids to read, by join key."""
+    view = compile_view(table, online_versioning(config))
+    columns: dict[str, list[object]] = {name: [] for name in view.join_keys}
     for key in keys:
         ids = dict(zip(key.join_keys, key.entity_values, strict=True))
-        for name in join_keys:
+        for name in view.join_keys:
             columns[name].append(from_proto(ids[name]))
-    return columns
+    return ReadPlan(config.project, [Wanted(view, tuple(requested or view.features), view.join_keys)]), columns
 
 
-def _feast_rows(
-    features: Sequence[str], answer: Answer, count: int
-) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+def _feast_rows(plan: ReadPlan, answer: Answer) -> list[tuple[datetime | None, dict[str, Value] | None]]:
     rows: list[tuple[datetime | None, dict[str, Value] | None]] = []
-    for i in range(count):
-        found: list[Feature] = [column[i] for column in answer.columns[0]]
+    features = plan.wanted[0].features
+    for found in zip(*answer.columns[0], strict=True):
         times = [f.event_ms for f in found if f.event_ms is not None]
         if not times or all(f.status == Status.NOT_FOUND for f in found):
             rows.append((None, None))

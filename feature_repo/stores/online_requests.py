@@ -52,8 +52,7 @@ class Context(NamedTuple):
 class Request(NamedTuple):
     """A compiled request."""
 
-    context: Any
-    """Feast's resolution; held so that its identity stays its own"""
+    context: Context
     plan: ReadPlan
     columns: list[str]
     """the join keys that a caller gives"""
@@ -124,7 +123,7 @@ class Request(NamedTuple):
     def _add_on_demand(self, response: GetOnlineFeaturesResponse) -> None:
         context, read = self.context, len(response.results)
         for name, vector in zip(self.columns, response.results[: len(self.columns)], strict=True):
-            _keep_one_type(vector, _ID_FIELDS[self.kinds[name]])
+            _keep_one_type(vector, f"{self.kinds[name].name.lower()}_val")
         feast_utils._augment_response_with_on_demand_transforms(
             response, context.refs, context.on_demand, self.full, feature_types=self.kinds
         )
@@ -132,14 +131,15 @@ class Request(NamedTuple):
             for i, value in enumerate(vector.values):
                 if value.WhichOneof("val") is None:
                     vector.statuses[i] = _STATUSES[Status.NULL_VALUE]
-        feast_utils._drop_unneeded_columns(response, context.result_names | set(self.columns))
+        feast_utils._drop_unneeded_columns(response, {*context.result_names, *self.columns})
 
 
 class RequestPlans:
-    """The requests compiled last, at most `PLANS_KEPT`; each is dropped when the cached registry changes."""
+    """The requests compiled last, at most `PLANS_KEPT`; when the cached registry changes, each is compiled anew."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[int, bool], Request] = {}
+        # By the identity of Feast's cached resolution, which is held, so that its identity stays its own.
+        self._found: dict[tuple[int, bool], tuple[object, Request]] = {}
 
     def find(
         self, registry: BaseRegistry, project: str, features: list[str] | FeatureService, full: bool, versioned: bool
@@ -150,14 +150,14 @@ class RequestPlans:
         """
         context = feast_utils._get_cached_request_context(_Servable(registry), project, features, full)
         found = self._found.get((id(context), full))
-        if found is not None and found.context is context:
-            return found
+        if found is not None and found[0] is context:
+            return found[1]
         if len(feast_utils._feature_resolution_cache) > PLANS_KEPT:
             feast_utils._feature_resolution_cache.clear()  # it has no bound of its own
         if len(self._found) >= PLANS_KEPT:
             self._found.clear()
         request = compile_request(project, context, full, versioned)
-        self._found[id(context), full] = request
+        self._found[id(context), full] = context, request
         return request
 
 
@@ -246,15 +246,6 @@ def _id_value(kind: ValueType, value: object) -> Value:
         pass
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else ascii(value)
     return Value(string_val=text[:_SHOWN])
-
-
-_ID_FIELDS = {
-    ValueType.INT64: "int64_val",
-    ValueType.INT32: "int32_val",
-    ValueType.STRING: "string_val",
-    ValueType.BYTES: "bytes_val",
-    ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
-}
 
 
 def _keep_one_type(vector: Any, field: str) -> None:

@@ -48,12 +48,13 @@ class ReadPlan:
         batch = tuple(w if isinstance(w.view, BatchView) else None for w in self.wanted)
         self.shape = Shape(None if self.streams else b"", batch, (), {})
 
-    def serve(self, served: Served) -> None:
+    def follow(self, served: Served) -> None:
         """Read by these definitions from now on."""
         reads = tuple(_served(wanted, served) for wanted in self.wanted)
         views = [read.view for read in reads if read is not None]
         topics = tuple(sorted({t for view in views if not isinstance(view, BatchView) for t in view.topics}))
-        self.shape = Shape(served.digest, reads, topics, dict.fromkeys(topics, 1))
+        partitions = {topic: self.shape.partitions.get(topic, 1) for topic in topics}
+        self.shape = Shape(served.digest, reads, topics, partitions)
 
     def views(self) -> list[tuple[View, tuple[str, ...]]]:
         """The views as they are read, with their served features; as defined where none is served yet."""

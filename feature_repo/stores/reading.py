@@ -149,7 +149,7 @@ class _Request:
             served = served_from(reply)
             self._refresh = False
             if served.digest != self._shape.digest:
-                self._plan.serve(served)
+                self._plan.follow(served)
                 return False
             return True
         self._refresh = (reply or b"") != self._shape.digest

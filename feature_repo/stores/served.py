@@ -41,9 +41,6 @@ class Served:
         return [view.name for view in defined if self.views.get(view.name) != view]
 
 
-NOTHING = Served()
-
-
 def served_from(reply: Mapping[bytes, bytes]) -> Served:
     """What the hash in the store says."""
     views, switches = {}, {}

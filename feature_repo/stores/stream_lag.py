@@ -46,11 +46,12 @@ async def stream_lag(client: AsyncRedis, project: str, defined: Sequence[StreamV
 
 def _lag(view: StreamView, progress: Mapping[str, TopicProgress], now: int) -> ViewLag:
     known = {(topic, p): found for topic in view.topics for p, found in enumerate(progress[topic].of(view))}
-    folded = [found for found in known.values() if found is not None]
-    whole = bool(folded) and len(folded) == len(known)
+    folded = {place: found for place, found in known.items() if found is not None}
+    complete = [until for topic in view.topics if (until := progress[topic].complete_until(view)) is not None]
+    whole = len(complete) == len(view.topics)
     return ViewLag(
         view.name,
-        max(0, now - min(found.complete_until for found in folded)) / 1000 if whole else None,
-        whole and all(found.covered_from <= now - view.reach for found in folded),
-        {place: found.epoch for place, found in known.items() if found is not None},
+        max(0, now - min(complete)) / 1000 if whole else None,
+        whole and all(found.covered_from <= now - view.reach for found in folded.values()),
+        {place: found.epoch for place, found in folded.items()},
     )

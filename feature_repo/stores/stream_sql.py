@@ -14,8 +14,7 @@ time on, and one of history until the log's own comes. Append times are taken no
 repeat is never known before its original.
 """
 
-from datetime import date
-
+from feature_repo.clock import from_ms
 from feature_repo.stores.duckdb_client import identifier, literal
 from feature_repo.stores.joins import Join, Span, partitioned
 from feature_repo.stores.sources import Source, null_of, relation
@@ -43,7 +42,7 @@ def _events(join: Join, topic: int, span: Span) -> str | None:
     assert isinstance(join.view, StreamView)
     source, memory = join.sources[topic], join.memories[topic]
     since, until = span.first_ms - join.view.reach, span.last_ms
-    files = source.files(_day(since - memory), _day(until) if span.arrival else None)
+    files = source.files(from_ms(since - memory).date(), from_ms(until).date() if span.arrival else None)
     if not files:
         return None
     time, appended = _ms(source, source.time), _ms(source, source.created or source.time)
@@ -207,7 +206,3 @@ def _ms(source: Source, column: str) -> str:
 def _floor(instant: str, hop: int) -> str:
     """SQL for the start of the hop that an instant lies in; DuckDB's remainder has the dividend's sign."""
     return f"({instant} - ({instant} % {hop} + {hop}) % {hop})"
-
-
-def _day(ms: int) -> date:
-    return date.fromordinal(date(1970, 1, 1).toordinal() + ms // 86_400_000)

@@ -1,7 +1,7 @@
 """The writing side of the online store's streams: fenced tile fields, progress by compare-and-set, seen ids, presence,
 and which definitions are served.
 
-Used by the worker alone. Holds no state: what a field is, is what the store says.
+Used by what writes: workers, a backfill, the parity run. Holds no state: what a field is, is what the store says.
 """
 
 import struct
