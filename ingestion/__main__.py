@@ -89,7 +89,7 @@ def worker() -> None:
     from feature_repo.settings import settings
     from feature_repo.stores.stream_store import open_stream_store
     from feature_repo.views import stream_views
-    from ingestion.archived import ArchivedLog
+    from ingestion.archive_reader import ArchivedLog
     from ingestion.log import open_log, ready_log
     from ingestion.worker import Worker
 
@@ -119,7 +119,7 @@ def backfill(
     from feature_repo.stores.stream_store import open_stream_store
     from feature_repo.views import stream_views
     from ingestion import backfill as work
-    from ingestion.archived import ArchivedLog
+    from ingestion.archive_reader import ArchivedLog
     from ingestion.log import open_log
 
     stop = stopping()

@@ -21,7 +21,7 @@ from feature_repo.stores.served import Served, Switch
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.views import PresenceView, StreamView, WindowView
 from feature_repo.windows import floor_hop
-from ingestion.archived import ArchivedLog
+from ingestion.archive_reader import ArchivedLog
 from ingestion.folding import LostPartition
 from ingestion.log import EventLog, LogUnavailable
 from ingestion.worker import Worker

@@ -10,7 +10,7 @@ from feature_repo.stores.progress import UNKNOWN, Progress, digest
 from feature_repo.stores.stream_store import SeenPlace, StreamStore, Swap
 from feature_repo.views import PresenceView, StreamView
 from feature_repo.windows import MAX_AHEAD_MS
-from ingestion.archived import Archived, ArchivedLog
+from ingestion.archive_reader import Archived, ArchivedLog
 from ingestion.folding import FieldCache, LostPartition
 from ingestion.log import EventLog, TopicPartition
 from ingestion.seen import BUCKET_MS, SeenIds

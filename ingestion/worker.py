@@ -16,7 +16,7 @@ from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.stores.tile_codec import CorruptField
 from feature_repo.views import StreamView
-from ingestion.archived import Archived, ArchivedLog
+from ingestion.archive_reader import Archived, ArchivedLog
 from ingestion.dead_letters import dead_letter
 from ingestion.definition_checks import check_views
 from ingestion.events import DEAD_LETTERS, BadEvent, Event, parse

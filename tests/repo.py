@@ -4,8 +4,9 @@ Times are milliseconds since the epoch; the clock is a fake one that tests move.
 """
 
 import shutil
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,7 +30,7 @@ from feature_repo.stores.redis_client import Redis
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.views import StreamView, stream_views
 from ingestion.archive import Archiver
-from ingestion.archived import ArchivedLog
+from ingestion.archive_reader import ArchivedLog
 from ingestion.log import EventLog, Message, Record
 from ingestion.redis_log import RedisLog
 from ingestion.worker import Worker
@@ -38,6 +39,7 @@ HOP = MINUTE = 60_000
 START = to_ms(datetime(2026, 3, 1, 12, tzinfo=UTC))
 PROJECT = "tests"
 ORDERS, DELIVERIES, COURIERS = "order_placed", "order_delivered", "courier_status"
+DEADLINE_S = 20.0
 REPO_FOLDER = Path(__file__).parent.parent / "feature_repo"
 
 NUMBERS = ("sum", "mean", "min", "max", "std", "last")
@@ -298,6 +300,14 @@ class Lab:
     def log_begins(gained: Sequence[Any]) -> dict[Any, int]:
         """Read from the very start."""
         return dict.fromkeys(gained, 0)
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_S) -> None:
+    """Wait until the condition holds; it must within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
+        time.sleep(0.01)
 
 
 def drain(worker: Worker, max_records: int = 5000) -> None:

@@ -7,7 +7,7 @@ copied for each stack. Every stack runs on a drill's clock, which stands still u
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -34,7 +34,7 @@ from feature_repo.stores.stream_store import StreamStore
 from feature_repo.stores.values import to_proto
 from feature_repo.views import BatchView, StreamView, compile_view, features_hash, stream_views, views_of_service
 from ingestion.events import TOPICS
-from ingestion.log import EventLog, Record, TopicPartition
+from ingestion.log import EventLog, Record
 from ingestion.redis_log import RedisLog
 from ingestion.worker import Worker
 from models.dataset import Dataset, vector_of
@@ -43,10 +43,10 @@ from models.registry import Registry
 from models.train import train
 from models.vector import REQUEST_FEATURES, request_features
 from serving.app import create_app
-from tests.repo import MINUTE, REPO_FOLDER, START, FakeClock, drain, quietly
+from tests.event_log_tools import from_begin
+from tests.repo import DEADLINE_S, MINUTE, REPO_FOLDER, START, FakeClock, drain, quietly, wait_for
 
 PARTITIONS = 2
-DEADLINE_S = 20.0
 ZONE_OF = {1: 1, 2: 1, 3: 2}
 """Restaurants with every batch feature, and their zones."""
 UNKNOWN = 999
@@ -283,19 +283,6 @@ def everything(log: EventLog, topic: str) -> list[Record]:
             consumer.close()
             return found
         assert time.monotonic() < deadline, f"{topic} was not read to its end"
-
-
-def from_begin(gained: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-    """Read from the very start."""
-    return dict.fromkeys(gained, 0)
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = DEADLINE_S) -> None:
-    """Wait until the condition holds; it must within `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"
-        time.sleep(0.01)
 
 
 def problem(answer: httpx.Response, status: int) -> Any:

@@ -14,7 +14,7 @@ from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.views import PresenceView, StreamView, WindowView, compile_view
 from feature_repo.windows import Aggregate, Layout
 from ingestion import backfill as work
-from ingestion.archived import ArchivedLog
+from ingestion.archive_reader import ArchivedLog
 from ingestion.backfill import Change, NotBackfilled, backfill, plan_change, sweep
 from ingestion.log import LogUnavailable
 from ingestion.worker import Worker

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from ingestion.event_files import log_folder
 from ingestion.events import EVENT_TYPES, TOPICS, BadEvent, parse
 from ingestion.log import EventLog, Message, Record
 from ingestion.redis_log import RedisLog
-from tests.repo import START, FakeClock, quietly
+from tests.repo import START, FakeClock, quietly, wait_for
 
 with quietly():
     from deploy.chaos import definitions
@@ -104,10 +103,7 @@ def test_what_a_drill_has_started_ends_with_it_however_it_ends(how: signal.Signa
     assert any("time.sleep" in line for line in processes_of(home))
     drill.send_signal(how)
     drill.wait()
-    deadline = time.monotonic() + 30
-    while home.exists() or processes_of(home):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not home.exists() and not processes_of(home), "the drill to clear its folder away", 30)
 
 
 def test_a_valkey_comes_back_as_it_was_cut_back_or_emptied(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from feature_repo.stores.redis_client import connect
 from feature_repo.stores.stream_store import StreamStore
 from ingestion.log import Message
 from ingestion.redis_log import RedisLog
-from tests.repo import REPO_FOLDER, quietly
-from tests.serving_stack import applied_folder, wait_for
+from tests.repo import REPO_FOLDER, quietly, wait_for
+from tests.serving_stack import applied_folder
 
 BIN = Path(sys.executable).parent
 VARIABLES = ("TIFFIN_", "REDIS_URL", "KAFKA_", "PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")

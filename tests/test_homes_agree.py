@@ -27,8 +27,8 @@ from ingestion.log import EventLog, Message, TopicPartition
 from ingestion.redis_log import RedisLog
 from ingestion.worker import Worker
 from tests.conftest import LEASE_MS
-from tests.repo import MINUTE, FakeClock, drain, quietly
-from tests.serving_stack import applied_folder, everything, wait_for
+from tests.repo import MINUTE, FakeClock, drain, quietly, wait_for
+from tests.serving_stack import applied_folder, everything
 
 pytestmark = pytest.mark.kafka
 

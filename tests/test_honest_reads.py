@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,7 @@ from feast.types import Float64, Int64, String
 from feature_repo.feast_quietly import open_store
 from feature_repo.stores.parquet_files import append_file
 from feature_repo.stores.redis_client import Redis
-from tests.repo import START, FakeClock, Repo, applied_repo, at, batch_view, project_objects, quietly
+from tests.repo import START, FakeClock, Repo, applied_repo, at, batch_view, project_objects, quietly, wait_for
 
 NOON = at(START)
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
@@ -218,13 +217,6 @@ def refresh(feast: FeatureStore) -> None:
     feast.refresh_registry()  # type: ignore[no-untyped-call]
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @contextmanager
 def started(repo: Repo) -> Iterator[subprocess.Popen[bytes]]:
     """``feast materialize`` in a process of its own."""
@@ -278,7 +270,7 @@ def test_a_materialization_under_way_refuses_no_read(
     with ExitStack() as stack:
         with writes_held(redis_client):
             end = way(repo, stack)
-            eventually(lambda: state(repo) == FeatureViewState.MATERIALIZING)
+            wait_for(lambda: state(repo) == FeatureViewState.MATERIALIZING, "the materialization to begin", 60)
             for feast, read in product(readers, WAYS):
                 refresh(feast)
                 found = column(read(feast, [PREP, "doubled:twice"], restaurant_id=[7]), "twice")
@@ -298,7 +290,7 @@ def test_a_materialization_that_was_killed_and_one_that_failed_refuse_no_read(re
     materialize(repo.feast)
     write_file(repo, 2.5)
     with started(repo) as child, writes_held(redis_client):
-        eventually(lambda: state(repo) == FeatureViewState.MATERIALIZING)
+        wait_for(lambda: state(repo) == FeatureViewState.MATERIALIZING, "the materialization to begin", 60)
         child.kill()
     assert state(repo) == FeatureViewState.MATERIALIZING
     refresh(repo.feast)

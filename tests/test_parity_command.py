@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repo import REPO_FOLDER
-from tests.serving_stack import wait_for
+from tests.repo import REPO_FOLDER, wait_for
 from tests.test_cli import BIN, environment
 
 NOWHERE = {"REDIS_URL": "unix:///nowhere.sock", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}

@@ -1,7 +1,6 @@
 """Plain Feast on our stores: every kind of view, entity and value that a Feast user has, through the SDK alone."""
 
 import asyncio
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +51,7 @@ from feast.types import (
 
 from feature_repo.stores.online_requests import Request, RequestPlans
 from feature_repo.stores.redis_client import Redis
-from tests.repo import Repo, applied_repo, offline, quietly
+from tests.repo import Repo, applied_repo, offline, quietly, wait_for
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -422,10 +421,8 @@ def test_rows_that_expire_in_the_store_are_not_found_and_take_nothing_along(
         repo.feast.materialize(NOW - DAY, NOW + HOUR, feature_views=["brief"])
     write(repo, "brief", driver_id=[2], trips=[3])
     assert values(repo, ["brief:trips"], driver_id=[1, 2])["trips"] == [2, 3]
-    deadline = time.monotonic() + 20
-    while read(repo, ["brief:trips"], driver_id=[1, 2])["trips"] != [(None, "NOT_FOUND")] * 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    gone = [(None, "NOT_FOUND")] * 2
+    wait_for(lambda: read(repo, ["brief:trips"], driver_id=[1, 2])["trips"] == gone, "the rows to go")
     assert values(repo, ["lasting:trips"], driver_id=[1])["trips"] == [1]
 
 

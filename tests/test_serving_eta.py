@@ -1,14 +1,21 @@
 """Predictions over HTTP, by a real server on a real store: what is answered, in which mode, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from feature_repo.stores.redis_client import connect_async
+from feature_repo.stores.served import Served
 from feature_repo.stores.stream_store import StreamStore, Swap
-from models.registry import Registry
+from feature_repo.views import WindowView, views_of_service
+from models.registry import Model, Registry, Watcher
+from serving.modes import Mode
 from serving.predictor import Predictor
+from serving.reader import FeatureReader
+from tests.repo import MINUTE
 from tests.serving_stack import (
     BATCH_AGE_MS,
     ORDERS_10M,
@@ -293,6 +300,24 @@ def test_a_model_of_other_definitions_is_not_used_and_says_so(stack: Stack) -> N
     assert f"{version} was trained on features that are defined otherwise" in answer["stepped_down"][0]
     assert "train again" in problem(stack.get("/v1/eta/1", require="streaming"), 503)["detail"]
     assert "train again" in ready_checks(stack, 503)["model:streaming"]["reason"]
+
+
+def test_a_change_over_between_the_halves_of_a_read_leaves_no_judgement_of_both(stack: Stack) -> None:
+    assert stack.eta(1)["mode"] == "streaming"
+    views = views_of_service(stack.store, stack.store.get_feature_service("eta_streaming"))
+    reader = FeatureReader(connect_async(stack.settings), stack.store.project, views, "restaurant_id", stack.clock)
+    model = Watcher(Registry(stack.settings.data / "models"), "eta_streaming")
+    predictor = Predictor(reader, {Mode.STREAMING: model}, stack.clock)
+    served = StreamStore(stack.redis, stack.store.project).served()
+    orders = served.views["restaurant_recent_orders"]
+    assert isinstance(orders, WindowView)
+    shorter = replace(orders, aggregates=tuple(replace(a, window=MINUTE) for a in orders.aggregates))
+    after = Served(b"after", {**served.views, orders.name: shorter})
+    reader._first.follow(served)
+    reader._second.follow(after)  # whose views are as before, but for the digest
+    assert isinstance(predictor.model(Mode.STREAMING), Model)
+    reader._first.follow(after)
+    assert "defined otherwise" in str(predictor.model(Mode.STREAMING))
 
 
 def test_a_model_of_a_feature_that_this_server_does_not_read_says_what_to_do(stack: Stack) -> None:

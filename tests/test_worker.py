@@ -423,7 +423,7 @@ def test_what_the_log_has_dropped_is_folded_out_of_the_archive(lab: Lab) -> None
 
 def test_a_refold_out_of_the_archive_that_was_cut_off_goes_on_there(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.repo.forget_files()
-    monkeypatch.setattr("ingestion.archived.CHUNK", 2)
+    monkeypatch.setattr("ingestion.archive_reader.CHUNK", 2)
     lab.publish(*(order(f"e{i}", START) for i in range(9)))
     lab.archive()
     lab.clock.now += MINUTE
