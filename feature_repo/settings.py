@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     topic_prefix: str = Field(default="", alias="TIFFIN_TOPIC_PREFIX")
     """Put before every topic's name, so that several projects can share one Kafka."""
 
+    predictions_url: SecretStr | None = Field(default=None, alias="TIFFIN_PREDICTIONS_URL")
+    """SQLAlchemy's URL of the stored predictions, e.g. ``postgresql+psycopg://...``; unset: SQLite below ``data``."""
+
     partitions: int = Field(default=4, ge=1, le=1024, alias="TIFFIN_PARTITIONS")
     """Partitions of topics that we create; existing topics keep theirs."""
 
@@ -52,7 +55,9 @@ class Settings(BaseSettings):
     clock_rate: float = Field(default=1.0, gt=0, alias="TIFFIN_CLOCK_RATE")
     """Seconds of a drill's clock to a second of real time."""
 
-    @field_validator("redis_url", "kafka_bootstrap_servers", "clock_start", "clock_origin", mode="before")
+    @field_validator(
+        "redis_url", "predictions_url", "kafka_bootstrap_servers", "clock_start", "clock_origin", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
