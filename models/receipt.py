@@ -10,47 +10,22 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from feature_repo.stores.origins import BatchRead, Read, StreamRead, TopicRead
 
-class TopicRead(Struct, frozen=True):
-    """How much of a topic was in what was read, each list by partition.
-
-    Every record below `progress` was folded when the read began. `applied` is the offset of the last event in the field
-    that was read, or, of presence, in the view; None if there was none.
-    """
-
-    epochs: list[int | None]
-    progress: list[int | None]
-    applied: list[int | None]
-    log: list[int | None]
-    """Hash of the topic's identity: offsets of two logs have nothing to do with each other."""
-
-    @property
-    def prefix(self) -> list[int]:
-        """Of each partition the offset below which every event counted; 0 where nothing was folded."""
-        pairs = zip(self.progress, self.applied, strict=True)
-        return [max(done or 0, 0 if last is None else last + 1) for done, last in pairs]
-
-
-class BatchRead(Struct, frozen=True, tag="batch"):
-    """A batch row. Both are None if it was never written, `created_us` also if Feast itself wrote it."""
-
-    definition: str
-    event_us: int | None
-    created_us: int | None
-
-
-class StreamRead(Struct, frozen=True, tag="stream"):
-    """Fields or members of a stream view, by topic. Its features hold at `instant`."""
-
-    definition: str
-    tiles: str
-    instant: int
-    topics: dict[str, TopicRead]
-    complete_until: int | None
-    """The instant up to which every partition was folded."""
-
-
-Read = BatchRead | StreamRead
+__all__ = [
+    "BadReceipt",
+    "BatchRead",
+    "Prediction",
+    "Read",
+    "Receipt",
+    "Served",
+    "Shadow",
+    "StoredFrom",
+    "StreamRead",
+    "TopicRead",
+    "prediction_from",
+    "receipt_from",
+]
 
 
 class Served(Struct, frozen=True, array_like=True):

@@ -71,6 +71,12 @@ def delete_rows(client: Redis, project: str, view: BatchView) -> None:
         pipe.execute()
 
 
+def unpack_version(data: bytes) -> tuple[int, int | None]:
+    """Event and created time, in µs since the epoch, of a row's version field; None for a row without created time."""
+    event, created = _VERSION.unpack(data)
+    return event - _BIAS, None if created == _BIAS else created - _BIAS
+
+
 def _fields(view: BatchView) -> list[bytes]:
     """The fields of a row: its features, then its event time, then its version."""
     name = view.stored_name

@@ -12,7 +12,7 @@ from feature_repo.stores import tile_codec
 from feature_repo.stores.progress import TopicProgress
 from feature_repo.stores.values import Form, timestamp_micros
 from feature_repo.views import BatchView, PresenceView, StreamView, View, WindowView
-from feature_repo.windows import Tiles, floor_hop, read_window
+from feature_repo.windows import Aggregate, Tiles, floor_hop, read_window
 
 
 class Status(IntEnum):
@@ -30,6 +30,11 @@ class Feature(NamedTuple):
     value: Any
     status: Status
     event_ms: int | None
+
+
+def window_start(view: WindowView, aggregate: Aggregate, instant: int) -> int:
+    """Where an aggregate's window begins at an instant."""
+    return floor_hop(instant, view.layout.hop) - aggregate.window
 
 
 def entity_tiles(view: WindowView, progress: TopicProgress, reply: Sequence[bytes | None]) -> list[Tiles] | None:
@@ -72,8 +77,8 @@ class Reading:
         return Feature(self.form.computed(view.features[name], None), Status.OUTSIDE_MAX_AGE, None)
 
     def batch(self, view: BatchView, names: Sequence[str], reply: Sequence[bytes | None]) -> list[Feature]:
-        """Features of a batch row: its values, then its event time."""
-        *values, stamp = reply
+        """Features of a batch row: its values, then its event time, then perhaps its version."""
+        values, stamp = reply[: len(names)], reply[len(names)]
         nulls = [self.form.computed(view.features[name], None) for name in names]
         if stamp is None:
             return [Feature(null, Status.NOT_FOUND, None) for null in nulls]
@@ -95,7 +100,7 @@ class Reading:
         features = []
         for name in names:
             aggregate, kind = aggregates[name], view.features[name]
-            start = floor_hop(self.instant, view.layout.hop) - aggregate.window
+            start = window_start(view, aggregate, self.instant)
             if tiles is None or not self._fresh(view, start):
                 features.append(Feature(self.form.computed(kind, None), Status.OUTSIDE_MAX_AGE, known_until))
                 continue

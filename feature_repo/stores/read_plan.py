@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from feature_repo.stores import layout
 from feature_repo.stores.served import Served
-from feature_repo.views import BatchView, StreamView, View, WindowView
+from feature_repo.views import BatchView, StreamView, View, WindowView, features_hash
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Shape(NamedTuple):
     """Of each wanted what is read for it, by the definition that is served; None where nothing is."""
     topics: tuple[str, ...]
     partitions: Mapping[str, int]
+    definitions: tuple[str, ...] = ()
+    """Of each read the hash of its view's definition; empty where receipts are not asked for."""
 
     def fields(self, read: Wanted) -> list[bytes]:
         """The fields of one entity's hash that a view needs."""
@@ -35,18 +37,23 @@ class Shape(NamedTuple):
             return [layout.tiles_field(view, p) for p in range(self.partitions[view.topic])]
         assert isinstance(view, BatchView)
         name = view.stored_name
-        return [*(layout.feature_field(name, f) for f in read.features), layout.time_field(name)]
+        versions = [layout.version_field(name)] if self.definitions else []
+        return [*(layout.feature_field(name, f) for f in read.features), layout.time_field(name), *versions]
 
 
 class ReadPlan:
-    """The plan for a list of views, as the registry defines them. Safe to share: `shape` is replaced, never changed."""
+    """The plan for a list of views, as the registry defines them. Safe to share: `shape` is replaced, never changed.
 
-    def __init__(self, project: str, wanted: Sequence[Wanted]) -> None:
+    With `receipts` answers know what they were read from.
+    """
+
+    def __init__(self, project: str, wanted: Sequence[Wanted], receipts: bool = False) -> None:
+        self._receipts = receipts
         self.project, self.wanted = project, tuple(wanted)
         self.keys = [layout.key_builder(project, w.view.join_keys, w.view.key_types) for w in wanted]
         self.streams = any(not isinstance(w.view, BatchView) for w in wanted)
         batch = tuple(w if isinstance(w.view, BatchView) else None for w in self.wanted)
-        self.shape = Shape(None if self.streams else b"", batch, (), {})
+        self.shape = Shape(None if self.streams else b"", batch, (), {}, self._definitions(batch))
 
     def follow(self, served: Served) -> None:
         """Read by these definitions from now on."""
@@ -54,7 +61,12 @@ class ReadPlan:
         views = [read.view for read in reads if read is not None]
         topics = tuple(sorted({t for view in views if not isinstance(view, BatchView) for t in view.topics}))
         partitions = {topic: self.shape.partitions.get(topic, 1) for topic in topics}
-        self.shape = Shape(served.digest, reads, topics, partitions)
+        self.shape = Shape(served.digest, reads, topics, partitions, self._definitions(reads))
+
+    def _definitions(self, reads: Sequence[Wanted | None]) -> tuple[str, ...]:
+        if not self._receipts:
+            return ()
+        return tuple("" if r is None else features_hash([(r.view, tuple(r.view.features))]) for r in reads)
 
     def views(self) -> list[tuple[View, tuple[str, ...]]]:
         """The views as they are read, with their served features; as defined where none is served yet."""

@@ -3,11 +3,12 @@
 A `ReadPlan` is compiled once for a list of views; `read` and `read_async` run it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from feature_repo.stores import layout, scripts
 from feature_repo.stores.features import Feature, Reading, Status, entity_tiles
+from feature_repo.stores.origins import Origin, read_of
 from feature_repo.stores.progress import TopicProgress, topic_progress
 from feature_repo.stores.read_plan import ReadPlan, Shape, Wanted
 from feature_repo.stores.redis_client import AsyncRedis, Redis
@@ -25,6 +26,8 @@ class Answer(NamedTuple):
 
     columns: list[list[list[Feature]]]
     instant: int
+    origins: Callable[[int], list[Origin]]
+    """Of a row what its features were read from, a view each that is served; of a plan with receipts."""
 
 
 def read(client: Redis, plan: ReadPlan, rows: Mapping[str, Sequence[object]], now: int, form: Form = NATIVE) -> Answer:
@@ -80,7 +83,8 @@ class _Request:
         self._shape = plan.shape
         self._refresh = False
         self._progress: dict[str, TopicProgress] = {}
-        self._decoded: list[list[Any]] = []  # of each read and entity: tiles, or the reply
+        self._replied: list[list[Any]] = []  # of each read and entity
+        self._decoded: list[list[Any]] = []  # the same, windows as their tiles
         self._entities = [
             _Entities(key, [rows[name] for name in wanted.columns])
             for wanted, key in zip(plan.wanted, plan.keys, strict=True)
@@ -126,6 +130,7 @@ class _Request:
             [] if read is None else [next(rest) for _ in entities.ids]
             for read, entities in zip(shape.reads, self._entities, strict=True)
         ]
+        self._replied = replied
         return self._settle_instant(shape, replied)
 
     def answer(self) -> Answer:
@@ -141,7 +146,23 @@ class _Request:
             missing = reading.not_found(wanted.view, wanted.features)
             rows = [missing if place is None else features[place] if features else nothing for place in entities.places]
             columns.append([[row[i] for row in rows] for i in range(len(wanted.features))])
-        return Answer(columns, self._instant)
+        return Answer(columns, self._instant, self.origins)
+
+    def origins(self, row: int) -> list[Origin]:
+        """What the features of a row were read from."""
+        shape = self._shape
+        assert shape.definitions, "the plan was made without receipts"
+        found: list[Origin] = []
+        replied = self._replied or [[] for _ in self._plan.wanted]
+        for read, entities, replies, definition in zip(
+            shape.reads, self._entities, replied, shape.definitions, strict=True
+        ):
+            if read is not None:
+                place = entities.places[row]
+                reply = None if place is None or not replies else replies[place]
+                given = read_of(read.view, definition, self._instant, self._progress, reply)
+                found.append(Origin(read.view, given))
+        return found
 
     def _as_served(self, reply: Any) -> bool:
         """Whether what was asked is what is served; if not, the plan is made anew for the next round."""
