@@ -2,6 +2,8 @@
 
     <root>/<name>/<version>/median.onnx, p90.onnx, manifest.json
     <root>/<name>/current                                          the version in use, one line
+    <root>/<name>/shadow                                           the version in the shadow, if there is one
+    <root>/<name>/promotions.jsonl                                 what was in use, and since when, a line each
 
 A version is published whole (written aside, synced, renamed) and never changed; `current` is replaced by a rename. So a
 reader sees a whole version or none, whenever a publisher is killed. Instants are ms since the epoch, UTC.
@@ -13,6 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -39,7 +42,7 @@ __all__ = [
 ]
 
 FILES = ("median.onnx", "p90.onnx")
-MANIFEST, CURRENT = "manifest.json", "current"
+MANIFEST, CURRENT, SHADOW, PROMOTIONS = "manifest.json", "current", "shadow", "promotions.jsonl"
 RECHECK_MS = 5_000
 """How long a watcher trusts the alias that it has read."""
 
@@ -81,6 +84,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """The version that this content has: its second of creation, to sort by, and the start of its hash."""
         content = msgspec.json.encode(msgspec.structs.replace(self, version=""), order="deterministic")
         return f"{from_ms(self.created_ms):%Y%m%dT%H%M%SZ}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+class Promotion(msgspec.Struct, frozen=True):
+    """That a version was put into use, and when (ms since the epoch)."""
+
+    at: int
+    version: str
 
 
 class Scorer:
@@ -155,15 +165,63 @@ class Registry:
             shutil.rmtree(aside, ignore_errors=True)
         return manifest.version
 
-    def promote(self, name: str, version: str) -> None:
-        """Put `version` into use. Raises ModelBroken, and changes nothing, if it cannot be loaded."""
+    def promote(self, name: str, version: str, now_ms: int | None = None) -> None:
+        """Put `version` into use, and note it at `now_ms` (the version's own creation, if left out).
+
+        Raises ModelBroken, and changes nothing, if it cannot be loaded.
+        """
+        model = self.load(name, version)
+        at = model.manifest.created_ms if now_ms is None else now_ms
+        self._point(name, CURRENT, version)
+        with (self._folder(name) / PROMOTIONS).open("ab") as file:
+            file.write(msgspec.json.encode(Promotion(at, version)) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def promotions(self, name: str) -> list["Promotion"]:
+        """What was put into use, in order; a line that was cut off when its writer was killed is left out."""
+        file = self._folder(name) / PROMOTIONS
+        found = []
+        for line in file.read_bytes().splitlines() if file.exists() else []:
+            with suppress(msgspec.MsgspecError):
+                found.append(msgspec.json.decode(line, type=Promotion))
+        return found
+
+    def before(self, name: str) -> str:
+        """The version that was in use before the present one; going back twice goes back two steps.
+
+        Raises ModelBroken if none is known or none is left.
+        """
+        current, stack = self.current(name), list[str]()
+        for promotion in self.promotions(name):
+            if promotion.version in stack:  # back to where it was: what came after it is undone
+                del stack[stack.index(promotion.version) :]
+            stack.append(promotion.version)
+        if current in stack and stack.index(current) > 0:
+            return stack[stack.index(current) - 1]
+        raise ModelBroken(self._folder(name) / PROMOTIONS, f"knows of no version in use before {current}")
+
+    def set_shadow(self, name: str, version: str | None) -> None:
+        """Put a version into the shadow, or none. Raises ModelBroken, and changes nothing, if it cannot be loaded."""
+        if version is None:
+            (self._folder(name) / SHADOW).unlink(missing_ok=True)
+            sync_folder(self._folder(name))
+            return
         self.load(name, version)
+        self._point(name, SHADOW, version)
+
+    def shadow(self, name: str) -> str | None:
+        """The version in the shadow; None if there is none. Raises ModelBroken if the alias is no version."""
+        alias = self._folder(name) / SHADOW
+        return _named(alias) if alias.exists() else None
+
+    def _point(self, name: str, alias: str, version: str) -> None:
         folder = self._folder(name)
-        handle, aside = tempfile.mkstemp(prefix=".current-", dir=folder)
+        handle, aside = tempfile.mkstemp(prefix=f".{alias}-", dir=folder)
         os.close(handle)
         write_synced(Path(aside), f"{version}\n".encode())
         Path(aside).chmod(0o644)
-        Path(aside).replace(folder / CURRENT)
+        Path(aside).replace(folder / alias)
         sync_folder(folder)
 
     def versions(self, name: str) -> list[str]:
@@ -175,14 +233,7 @@ class Registry:
 
     def current(self, name: str) -> str:
         """The version in use. Raises ModelBroken if none was promoted, or the alias is no version."""
-        alias = self._folder(name) / CURRENT
-        try:
-            version = alias.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelBroken(alias, f"names no version in use ({error})") from None
-        if not _VERSION.fullmatch(version):
-            raise ModelBroken(alias, f"{version[:80]!r} is no version")
-        return version
+        return _named(self._folder(name) / CURRENT)
 
     def load(self, name: str, version: str | None = None) -> Model:
         """A version (default: the one in use), checked: checksums, width, finite answers to rows of zeros and of NaN.
@@ -211,12 +262,13 @@ class Registry:
 class Watcher:
     """The model in use, followed: a promoted version is taken up without restart, a broken one is refused.
 
-    `last_error` says why the version named by the alias is not the one answering; None when it is.
+    `last_error` says why the version named by the alias is not the one answering; None when it is. With `shadow` it is
+    the version in the shadow that is followed, and that there is none is no error.
     """
 
-    def __init__(self, registry: Registry, name: str, recheck_ms: int = RECHECK_MS) -> None:
+    def __init__(self, registry: Registry, name: str, recheck_ms: int = RECHECK_MS, shadow: bool = False) -> None:
         self.last_error: ModelBroken | None = None
-        self._registry, self._name, self._recheck_ms = registry, name, recheck_ms
+        self._registry, self._name, self._recheck_ms, self._shadow = registry, name, recheck_ms, shadow
         self._model: Model | None = None
         self._checked: int | None = None
 
@@ -225,18 +277,28 @@ class Watcher:
 
         The alias is read again when `recheck_ms` have passed, or the clock has been set back.
         """
-        if self._checked is None or abs(now - self._checked) >= self._recheck_ms:
-            self._checked = now
-            self._check()
-        if self._model is None:
+        if (model := self.find(now)) is None:
             assert self.last_error is not None  # _check leaves a model or an error
             # A new one: the same one, raised at every request, would gather a traceback of them all.
             raise ModelBroken(self.last_error.file, self.last_error.reason)
+        return model
+
+    def find(self, now: int) -> Model | None:
+        """The same; None if there is none."""
+        if self._checked is None or abs(now - self._checked) >= self._recheck_ms:
+            self._checked = now
+            self._check()
         return self._model
 
     def _check(self) -> None:
         try:
-            version = self._registry.current(self._name)
+            if self._shadow:
+                version = self._registry.shadow(self._name)
+                if version is None:
+                    self._model = self.last_error = None
+                    return
+            else:
+                version = self._registry.current(self._name)
             if self._model is None or version != self._model.manifest.version:
                 self._model = self._registry.load(self._name, version)
                 _log.info("model_loaded", name=self._name, version=version)
@@ -247,6 +309,16 @@ class Watcher:
             self.last_error = error
         else:
             self.last_error = None
+
+
+def _named(alias: Path) -> str:
+    try:
+        version = alias.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelBroken(alias, f"names no version in use ({error})") from None
+    if not _VERSION.fullmatch(version):
+        raise ModelBroken(alias, f"{version[:80]!r} is no version")
+    return version
 
 
 def _decoded(document: bytes) -> Manifest:

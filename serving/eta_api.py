@@ -6,11 +6,10 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ValidationError
 
-from feature_repo.stores.redis_client import STORE_DOWN
 from serving.bodies import read_body
+from serving.ladder import Ladder
 from serving.metrics import PREDICTIONS, REFUSALS
 from serving.modes import Mode
-from serving.predictor import Predictor
 from serving.problems import Problem, ProblemDetails, invalid
 from serving.schemas import AnyOrders, Eta, Order, Orders, Outcome, Outcomes
 
@@ -23,7 +22,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def eta_router(predictor: Predictor) -> APIRouter:
+def eta_router(ladder: Ladder) -> APIRouter:
     """The routes. Bodies are read whatever their content type is called: people with curl leave it out."""
     router = APIRouter(tags=["predictions"])
 
@@ -33,7 +32,7 @@ def eta_router(predictor: Predictor) -> APIRouter:
         require: Annotated[Mode | None, Query(description="Refuse an answer of a lower mode")] = None,
     ) -> Eta:
         """When an order placed at the restaurant now would arrive."""
-        (answer,) = await _predict(predictor, [Order(restaurant_id=restaurant_id, require=require)])
+        (answer,) = await _predict(ladder, [Order(restaurant_id=restaurant_id, require=require)])
         if isinstance(answer, Problem):
             raise answer
         return answer
@@ -41,7 +40,7 @@ def eta_router(predictor: Predictor) -> APIRouter:
     @router.post("/v1/eta", responses=_PROBLEMS, openapi_extra=_body_of(Order))
     async def eta_of_order(request: Request) -> Eta:
         """When one order would arrive."""
-        (answer,) = await _predict(predictor, [await _read(request, Order)])
+        (answer,) = await _predict(ladder, [await _read(request, Order)])
         if isinstance(answer, Problem):
             raise answer
         return answer
@@ -51,19 +50,15 @@ def eta_router(predictor: Predictor) -> APIRouter:
         """When each of up to 500 orders would arrive; each has its own outcome."""
         orders = [_order(document) for document in (await _read(request, AnyOrders)).orders]
         good = [order for order in orders if isinstance(order, Order)]
-        predicted = iter(await _predict(predictor, good) if good else [])
+        predicted = iter(await _predict(ladder, good) if good else [])
         answers = [next(predicted) if isinstance(order, Order) else order for order in orders]
         return Outcomes(outcomes=[_outcome(i, answer) for i, answer in enumerate(answers)])
 
     return router
 
 
-async def _predict(predictor: Predictor, orders: Sequence[Order]) -> list[Eta | Problem]:
-    try:
-        answers = await predictor.predict(orders)
-    except STORE_DOWN:
-        detail = "The online store cannot be reached: there are no features to predict from. Try again soon"
-        answers = [Problem(503, "Online store unavailable", detail) for _ in orders]
+async def _predict(ladder: Ladder, orders: Sequence[Order]) -> list[Eta | Problem]:
+    answers = await ladder.predict(orders)
     for answer in answers:
         if isinstance(answer, Problem):
             REFUSALS.labels(status=answer.status).inc()

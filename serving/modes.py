@@ -10,6 +10,8 @@ class Mode(StrEnum):
     """From batch and streaming features, read at request time."""
     BATCH_FEATURES = "batch_features"
     """From batch features alone, by the model that was trained without the others."""
+    STORED = "stored"
+    """Made ahead by the daily batch, kept in SQL tables."""
 
 
 LADDER = tuple(Mode)

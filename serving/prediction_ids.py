@@ -5,6 +5,10 @@ import secrets
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
+PATTERN = f"^[0-7][{_ALPHABET}]{{25}}$"
+"""What an id looks like."""
+
+
 def prediction_id(now: int, random_bits: int | None = None) -> str:
     """A ULID: 48 bits of `now` (ms since the epoch), then 80 random bits.
 
@@ -13,3 +17,15 @@ def prediction_id(now: int, random_bits: int | None = None) -> str:
     """
     number = (now % 2**48) << 80 | (secrets.randbits(80) if random_bits is None else random_bits)
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def made_at(given: str) -> int:
+    """When an id was made, in ms since the epoch. It must look like `PATTERN`.
+
+    >>> made_at(prediction_id(1_700_000_000_123))
+    1700000000123
+    """
+    number = 0
+    for character in given[:10]:
+        number = number << 5 | _ALPHABET.index(character)
+    return number

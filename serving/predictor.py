@@ -9,6 +9,7 @@ import numpy as np
 from feature_repo.clock import Clock, iso
 from feature_repo.stores.reading import Feature, Status
 from feature_repo.views import features_hash
+from models.receipt import StoredFrom
 from models.registry import Model, ModelBroken, Watcher
 from serving.modes import Mode, allowed
 from serving.prediction_ids import prediction_id
@@ -26,27 +27,48 @@ class Choice:
     stepped_down: list[str]
 
 
-class Predictor:
-    """Answers orders from what `reader` reads, by one watched model a mode."""
+@dataclass(frozen=True)
+class Answered:
+    """An answer and what it was made from; a stored one has neither row nor model of its own."""
 
-    def __init__(self, reader: FeatureReader, watchers: Mapping[Mode, Watcher], clock: Clock) -> None:
-        self._reader, self._watchers, self._clock = reader, watchers, clock
+    order: Order
+    eta: Eta
+    now: int
+    row: Row | None = None
+    definition: str = ""
+    shadow: Model | None = None
+    stored: StoredFrom | None = None
+
+
+@dataclass(frozen=True)
+class NoRung:
+    """An order that no model may answer: why, a rung each."""
+
+    order: Order
+    why: list[str]
+
+
+class Predictor:
+    """Answers orders from the rows that `reader` reads, by one watched model a mode.
+
+    `shadows` are models that answer nobody: what they say of the same features is kept with the answer.
+    """
+
+    def __init__(
+        self, reader: FeatureReader, watchers: Mapping[Mode, Watcher], shadows: Mapping[Mode, Watcher], clock: Clock
+    ) -> None:
+        self._reader, self._watchers, self._shadows, self._clock = reader, watchers, shadows, clock
         self._batch_names = reader.batch_names
         self._digests: tuple[bytes | None, bytes | None] = (None, None)  # of the definitions that the doubts are of
         self._doubts: dict[str, str | None] = {}  # model version: why it may not answer, by what is served now
 
-    async def predict(self, orders: Sequence[Order]) -> list[Eta | Problem]:
-        """An answer or a problem for each order. Raises one of `redis_client.STORE_DOWN`."""
-        known = [{} if order.zone_id is None else {"zone_id": order.zone_id} for order in orders]
-        rows = await self._reader.read([order.restaurant_id for order in orders], known)
+    def answer(self, orders: Sequence[Order], rows: Sequence[Row]) -> list[Answered | NoRung | Problem]:
+        """For each order its answer, why no model gives it, or a problem that no other rung would mend."""
         models = {mode: self.model(mode) for mode in self._watchers}
         choices = [self._choose(order, row, models) for order, row in zip(orders, rows, strict=True)]
-        answers: list[Eta | Problem] = [choice for choice in choices if isinstance(choice, Problem)]
-        if len(answers) == len(orders):
-            return answers
         scored = _score(choices, rows)
         return [
-            choice if isinstance(choice, Problem) else _eta(order, row, choice, *scored[i])
+            self._answered(order, row, choice, *scored[i]) if isinstance(choice, Choice) else choice
             for i, (order, row, choice) in enumerate(zip(orders, rows, choices, strict=True))
         ]
 
@@ -61,16 +83,24 @@ class Predictor:
             model = self._watchers[mode].current(self._clock())
         except ModelBroken as error:
             return f"{mode}: no sound model is in use ({error})"
+        doubt = self._doubt(model)
+        return model if doubt is None else f"{mode}: model {model.manifest.version} {doubt}"
+
+    def shadow(self, mode: Mode) -> Model | None:
+        """The model in the shadow of a mode, if there is one that may be asked."""
+        model = self._shadows[mode].find(self._clock())
+        return model if model is not None and self._doubt(model) is None else None
+
+    def _doubt(self, model: Model) -> str | None:
+        """Why a model may not answer by the features as they are served now, if it may not."""
         if (digests := self._reader.digests) != self._digests:
             self._digests, self._doubts = digests, {}
         version = model.manifest.version
         if version not in self._doubts:
-            self._doubts[version] = self._doubt(model)
-        doubt = self._doubts[version]
-        return model if doubt is None else f"{mode}: model {version} {doubt}"
+            self._doubts[version] = self._compared(model)
+        return self._doubts[version]
 
-    def _doubt(self, model: Model) -> str | None:
-        """Why a model may not answer by the features as they are served now, if it may not."""
+    def _compared(self, model: Model) -> str | None:
         views, wanted = self._reader.views(), set(model.vector.stored)
         unread = sorted(wanted - {f"{view.name}__{feature}" for view, features in views for feature in features})
         if unread:
@@ -80,7 +110,7 @@ class Predictor:
             return "was trained on features that are defined otherwise by now: train again"
         return None
 
-    def _choose(self, order: Order, row: Row, models: Mapping[Mode, Model | str]) -> Choice | Problem:
+    def _choose(self, order: Order, row: Row, models: Mapping[Mode, Model | str]) -> Choice | NoRung | Problem:
         batch = [feature for name, feature in row.features.items() if name in self._batch_names]
         if all(feature.status == Status.NOT_FOUND for feature in batch):
             return Problem(
@@ -91,19 +121,16 @@ class Predictor:
             )
         why: list[str] = []
         for mode in allowed(order.require):
-            model = models.get(mode, f"{mode}: not served here")
+            if mode not in models:  # not made by a model now
+                continue
+            model = models[mode]
             if isinstance(model, str):
                 why.append(model)
             elif stale := self._stale(model, row):
                 why.append(f"{mode}: cannot be had: {', '.join(stale)}")
             else:
                 return Choice(mode, model, why)
-        return Problem(
-            503,
-            "No prediction in an accepted mode",
-            f"restaurant_id {order.restaurant_id}: {'; '.join(why)}",
-            accepted_modes=[str(mode) for mode in allowed(order.require)],
-        )
+        return NoRung(order, why)
 
     def _stale(self, model: Model, row: Row) -> list[str]:
         """The stream features of the model that are not fresh, or of no known entity.
@@ -117,7 +144,24 @@ class Predictor:
         ]
 
 
-def _score(choices: Sequence[Choice | Problem], rows: Sequence[Row]) -> dict[int, tuple[float, float]]:
+    def _answered(self, order: Order, row: Row, choice: Choice, median: float, p90: float) -> Answered:
+        return Answered(
+            order,
+            _eta(order, row, choice, median, p90),
+            row.now,
+            row,
+            choice.model.manifest.definition_hash,
+            self.shadow(choice.mode),
+        )
+
+
+def minutes(model: Model, features: Mapping[str, Feature], instant: int) -> tuple[float, float]:
+    """What a model says of one row: median and 90th percentile, in minutes."""
+    median, p90 = model.predict(model.vector.row(_numbers(features), instant))
+    return float(median[0]), float(p90[0])
+
+
+def _score(choices: Sequence[Choice | NoRung | Problem], rows: Sequence[Row]) -> dict[int, tuple[float, float]]:
     """(median, p90) minutes by place, each model asked once for all of its rows."""
     by_model: dict[int, tuple[Model, list[int]]] = {}
     for place, choice in enumerate(choices):

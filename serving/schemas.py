@@ -11,13 +11,21 @@ MAX_ORDERS = 500
 Id = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
+Name = Annotated[str, Field(min_length=1, max_length=256)] | Id
+
+
 class Order(BaseModel):
-    """An order to predict for. `zone_id` defaults to the restaurant's own."""
+    """An order to predict for. `zone_id` defaults to the restaurant's own.
+
+    With `order_id` the prediction is held against the order's delivery later on.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     restaurant_id: Id
     zone_id: Id | None = None
+    order_id: Name | None = None
+    customer_id: Id | None = None
     require: Mode | None = Field(default=None, strict=False)
     """Refuse an answer of a lower rung than this."""
 
@@ -53,6 +61,15 @@ class ModelUsed(BaseModel):
     version: str
 
 
+class StoredRun(BaseModel):
+    """The batch run that a stored prediction is of, and the hour of the day (UTC) that it was made for."""
+
+    run_id: str
+    hour: int
+    computed_as_of: str
+    age_seconds: float
+
+
 class Eta(BaseModel):
     """When the order is expected, in minutes from `as_of`, and from what."""
 
@@ -64,7 +81,41 @@ class Eta(BaseModel):
     stepped_down: list[str] = Field(description="Why no better mode answered; empty in the best one")
     as_of: str
     model: ModelUsed
-    features: dict[str, FeatureValue]
+    features: dict[str, FeatureValue] = Field(description="What it was made from; empty where it was stored")
+    stored: StoredRun | None = Field(default=None, description="Of which batch run it is, where it was stored")
+
+
+class FeatureReceipt(FeatureValue):
+    """A feature as it was served; `window_from` is where its window begins, null of what is no window."""
+
+    window_from: str | None
+
+
+class ReceiptShown(BaseModel):
+    """A prediction with what it was made from.
+
+    `as_of` is the instant that the answer holds at, `read_at` the reader's clock. `reads` says, by view, what was read:
+    of a batch row its event and created time (µs since the epoch), of a stream by topic and partition the epoch, the
+    offset below which all was folded before the read began, and the last offset in what was read.
+    """
+
+    prediction_id: str
+    restaurant_id: int
+    zone_id: int | None
+    customer_id: int | None
+    order_id: str | None
+    eta_minutes: float
+    eta_minutes_p90: float
+    mode: Mode
+    stepped_down: list[str]
+    as_of: str
+    read_at: str
+    model: ModelUsed
+    definition_hash: str
+    features: dict[str, FeatureReceipt]
+    reads: dict[str, dict[str, Any]]
+    stored: dict[str, Any] | None
+    shadow: dict[str, Any] | None
 
 
 class Outcome(BaseModel):

@@ -3,7 +3,7 @@
 A `ReadPlan` is compiled once for a list of views; `read` and `read_async` run it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from feature_repo.stores import layout, scripts
@@ -45,14 +45,20 @@ def read(client: Redis, plan: ReadPlan, rows: Mapping[str, Sequence[object]], no
 
 
 async def read_async(
-    client: AsyncRedis, plan: ReadPlan, rows: Mapping[str, Sequence[object]], now: int, form: Form = NATIVE
+    client: AsyncRedis,
+    plan: ReadPlan,
+    rows: Mapping[str, Sequence[object]],
+    now: int,
+    form: Form = NATIVE,
+    wait: Callable[[Awaitable[list[Any]]], Awaitable[list[Any]]] | None = None,
 ) -> Answer:
-    """The same, for asyncio."""
+    """The same, for asyncio. `wait` may bound how long each answer of the store is waited for."""
     request = _Request(plan, rows, now, form)
     for _ in range(_ROUNDS):
         pipe = client.pipeline(transaction=False)
         request.ask(pipe)
-        if request.take(await pipe.execute()):
+        replies = pipe.execute()
+        if request.take(await (wait(replies) if wait else replies)):
             break
     return request.answer()
 

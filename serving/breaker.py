@@ -1,0 +1,98 @@
+"""Circuit breakers: what is slow or down is asked again now and then, by one request, instead of by all of them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+T = TypeVar("T")
+logger = structlog.get_logger(__name__)
+
+FAILURES = 3
+"""So many failures in a row open a breaker."""
+
+OPEN_S = 1.0
+"""For so long nothing is asked of what is behind it; then one call tries (half-open)."""
+
+
+class Unavailable(Exception):
+    """What is behind a breaker cannot be had; says what, and why."""
+
+
+class Breaker:
+    """Guards one thing that may be slow or down. Not thread-safe: for one event loop.
+
+    `failing` are the exceptions that say that it is down; others pass, and count for nothing. `monotonic` gives seconds.
+    """
+
+    def __init__(
+        self, name: str, failing: tuple[type[Exception], ...], monotonic: Callable[[], float], open_s: float = OPEN_S
+    ) -> None:
+        self._name, self._failing, self._monotonic, self._open_s = name, failing, monotonic, open_s
+        self._failures, self._reason = 0, ""
+        self._opened: float | None = None  # when it was opened, or tried last
+        self._trying = False
+
+    @property
+    def state(self) -> str:
+        """``closed``, ``open`` or ``half-open``."""
+        if self._opened is None:
+            return "closed"
+        return "half-open" if self._trying else "open"
+
+    async def run(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The call's result. Raises Unavailable if it fails, or is not made since too many failed just before.
+
+        A call bounds its own time: by TimeoutError, which counts as a failure.
+        """
+        self._enter()
+        try:
+            result = await call()
+        except (TimeoutError, *self._failing) as error:
+            self._failed(error)
+            raise Unavailable(f"{self._name}: {self._reason}") from None
+        except BaseException:
+            self._trying = False  # nothing was learnt: the next one may try
+            raise
+        self._succeeded()
+        return result
+
+    def _enter(self) -> None:
+        if self._opened is None:
+            return
+        if self._trying or self._monotonic() - self._opened < self._open_s:
+            raise Unavailable(f"{self._name}: {self._reason}, and is not asked again before {self._open_s:g} s are over")
+        self._trying = True
+
+    def _failed(self, error: Exception) -> None:
+        said = " ".join(str(error).split())
+        self._reason = "it does not answer in time" if isinstance(error, TimeoutError) and not said else said
+        self._failures += 1
+        if self._opened is not None:
+            self._opened, self._trying = self._monotonic(), False
+        elif self._failures >= FAILURES:
+            self._opened = self._monotonic()
+            logger.warning("breaker opened", of=self._name, reason=self._reason)
+
+    def _succeeded(self) -> None:
+        if self._opened is not None:
+            logger.info("breaker closed", of=self._name)
+        self._failures, self._opened, self._trying = 0, None, False
+
+
+class Patience:
+    """How long one request is willing to wait for something, in all: `seconds`, however often it asks."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    async def __call__(self, awaited: Awaitable[T]) -> T:
+        """The result. Raises TimeoutError when what was left is over; what the caller does between is not counted."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            async with asyncio.timeout(max(self._left, 0)):
+                return await awaited
+        finally:
+            self._left -= loop.time() - begun
