@@ -12,19 +12,26 @@ from feature_repo.clock import clock_of
 from feature_repo.feast_quietly import open_store
 from feature_repo.settings import Settings
 from feature_repo.stores.online import TiffinOnlineStore
-from feature_repo.stores.redis_client import connect_async
+from feature_repo.stores.redis_client import STORE_DOWN, connect_async
 from feature_repo.views import BatchView, StreamView, views_of_service
 from ingestion.log import open_log
 from models.registry import Registry, Watcher
+from models.stored import open_stored
 from serving import problems
+from serving.breaker import Breaker
 from serving.eta_api import eta_router
 from serving.events_api import EventIntake, events_router
 from serving.feast_api import feast_router, refresh_registry
 from serving.health import health_router
+from serving.ladder import Ladder
 from serving.metrics import REGISTRY, REQUESTS, SECONDS, LagCollector
 from serving.modes import Mode
+from serving.prediction_finder import PredictionFinder
+from serving.predictions_api import predictions_router
 from serving.predictor import Predictor
 from serving.reader import FeatureReader
+from serving.receipts import ReceiptLog
+from serving.stored_reader import FAILING, StoredReader
 
 SERVICE = "eta_streaming"
 ENTITY = "restaurant_id"
@@ -42,9 +49,31 @@ def create_app(settings: Settings) -> FastAPI:
     log = open_log(settings)
     client = connect_async(settings)
     registry = Registry(settings.data / "models")
-    watchers = {mode: Watcher(registry, name) for mode, name in MODELS.items()}
-    predictor = Predictor(FeatureReader(client, store.project, views, ENTITY, clock), watchers, clock)
-    intake = EventIntake(log, clock, drill=settings.clock_start is not None)
+    drill = settings.clock_start is not None
+    reader = FeatureReader(client, store.project, views, ENTITY, clock)
+    predictor = Predictor(
+        reader,
+        {mode: Watcher(registry, name) for mode, name in MODELS.items()},
+        {mode: Watcher(registry, name, shadow=True) for mode, name in MODELS.items()},
+        clock,
+    )
+    receipts = ReceiptLog(log, clock if drill else lambda: None)
+    stored = StoredReader(
+        open_stored(settings, settings.budget_ms / 1000),
+        Breaker("stored predictions", FAILING, time.monotonic),
+        settings.stored_max_age_hours * 3_600_000,
+    )
+    ladder = Ladder(
+        reader,
+        Breaker("online store", STORE_DOWN, time.monotonic),
+        predictor,
+        stored,
+        clock,
+        receipts.add,
+        settings.budget_ms / 1000,
+        settings.read_timeout_ms / 1000,
+    )
+    intake = EventIntake(log, clock, drill=drill)
     online = TiffinOnlineStore(settings, clock)
     lags = LagCollector()
     REGISTRY.register(lags)
@@ -52,10 +81,13 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         refreshing = asyncio.create_task(refresh_registry(store))
+        receipts.start()
         yield
         refreshing.cancel()
         with suppress(asyncio.CancelledError):
             await refreshing
+        receipts.close()
+        stored.close()
         log.close()
         await online.close()
         await client.aclose()
@@ -64,10 +96,11 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Tiffin", version="0.1.0", lifespan=lifespan, description="Delivery predictions, with reasons")
     problems.install(app)
     app.middleware("http")(_measured)
-    app.include_router(eta_router(predictor))
+    app.include_router(eta_router(ladder))
+    app.include_router(predictions_router(receipts, PredictionFinder(log, lambda _: None)))
     app.include_router(events_router(intake))
     app.include_router(feast_router(store, online, intake))
-    app.include_router(health_router(client, store.project, streams, predictor, lags, clock))
+    app.include_router(health_router(client, store.project, streams, predictor, stored, lags, clock))
 
     return app
 

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import structlog
 
+from serving.metrics import BREAKER_OPEN
+
 T = TypeVar("T")
 logger = structlog.get_logger(__name__)
 
@@ -23,23 +25,18 @@ class Unavailable(Exception):
 class Breaker:
     """Guards one thing that may be slow or down. Not thread-safe: for one event loop.
 
-    `failing` are the exceptions that say that it is down; others pass, and count for nothing. `monotonic` gives seconds.
+    `failing` are the exceptions that say that it is down; others pass and count for nothing. `monotonic` gives seconds.
     """
 
     def __init__(
         self, name: str, failing: tuple[type[Exception], ...], monotonic: Callable[[], float], open_s: float = OPEN_S
     ) -> None:
-        self._name, self._failing, self._monotonic, self._open_s = name, failing, monotonic, open_s
+        self._name, self._monotonic, self._open_s = name, monotonic, open_s
+        self._failing: tuple[type[Exception], ...] = (TimeoutError, *failing)
         self._failures, self._reason = 0, ""
         self._opened: float | None = None  # when it was opened, or tried last
         self._trying = False
-
-    @property
-    def state(self) -> str:
-        """``closed``, ``open`` or ``half-open``."""
-        if self._opened is None:
-            return "closed"
-        return "half-open" if self._trying else "open"
+        BREAKER_OPEN.labels(of=name).set_function(lambda: float(self._opened is not None))
 
     async def run(self, call: Callable[[], Awaitable[T]]) -> T:
         """The call's result. Raises Unavailable if it fails, or is not made since too many failed just before.
@@ -49,7 +46,7 @@ class Breaker:
         self._enter()
         try:
             result = await call()
-        except (TimeoutError, *self._failing) as error:
+        except self._failing as error:
             self._failed(error)
             raise Unavailable(f"{self._name}: {self._reason}") from None
         except BaseException:
@@ -62,7 +59,9 @@ class Breaker:
         if self._opened is None:
             return
         if self._trying or self._monotonic() - self._opened < self._open_s:
-            raise Unavailable(f"{self._name}: {self._reason}, and is not asked again before {self._open_s:g} s are over")
+            raise Unavailable(
+                f"{self._name}: {self._reason}, and is not asked again before {self._open_s:g} s are over"
+            )
         self._trying = True
 
     def _failed(self, error: Exception) -> None:

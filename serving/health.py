@@ -10,11 +10,14 @@ from feature_repo.clock import Clock
 from feature_repo.stores.redis_client import STORE_DOWN, AsyncRedis
 from feature_repo.stores.stream_lag import ViewLag, stream_lag
 from feature_repo.views import StreamView
+from serving.breaker import Patience, Unavailable
 from serving.metrics import REGISTRY, LagCollector
-from serving.modes import LADDER, Mode
+from serving.modes import Mode
 from serving.predictor import Predictor
+from serving.stored_reader import StoredReader
 
 Check = dict[str, object]
+_STORED_S = 1.0
 
 
 def health_router(
@@ -22,6 +25,7 @@ def health_router(
     project: str,
     streams: Sequence[StreamView],
     predictor: Predictor,
+    stored: StoredReader,
     lags: LagCollector,
     clock: Clock,
 ) -> APIRouter:
@@ -45,7 +49,7 @@ def health_router(
     @router.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         await look()
-        models = (predictor.model(mode) for mode in LADDER)
+        models = (predictor.model(mode) for mode in predictor.modes)
         lags.models = [(m.manifest.name, m.manifest.version) for m in models if not isinstance(m, str)]
         return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
@@ -60,8 +64,9 @@ def health_router(
         if reached["ok"]:
             by_name = {lag.view: lag for lag in lags.lags}
             checks |= {f"stream:{view.name}": _lag(by_name.get(view.name), view) for view in streams}
-        checks |= {f"model:{mode}": _model(predictor, mode) for mode in LADDER}
+        checks |= {f"model:{mode}": _model(predictor, mode) for mode in predictor.modes}
         good = all(check["ok"] for check in checks.values())
+        checks["stored"] = await _stored(stored, clock())  # the net below, not what predictions are made of
         return JSONResponse({"status": "ready" if good else "not ready", "checks": checks}, 200 if good else 503)
 
     return router
@@ -77,6 +82,15 @@ def _lag(lag: ViewLag | None, view: StreamView) -> Check:
     if lag.seconds > allowed:
         return check | {"ok": False}
     return check if lag.covered else check | {"reason": "its windows reach back to events that are not folded"}
+
+
+async def _stored(stored: StoredReader, now: int) -> Check:
+    try:
+        run = await stored.run(now, Patience(_STORED_S))
+    except Unavailable as error:
+        return {"ok": False, "reason": str(error), "needed": False}
+    check: Check = {"ok": True, "needed": False, "run_id": run.run_id}
+    return check | {"age_seconds": (now - run.as_of_ms) / 1000}
 
 
 def _model(predictor: Predictor, mode: Mode) -> Check:

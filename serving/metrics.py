@@ -19,7 +19,9 @@ SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 PREDICTIONS = Counter("tiffin_predictions_total", "Predictions answered, by mode", ["mode"], registry=REGISTRY)
-RECEIPTS = Counter("tiffin_receipts_total", "Receipts of predictions, by what became of them", ["outcome"], registry=REGISTRY)
+RECEIPTS = Counter(
+    "tiffin_receipts_total", "Receipts of predictions, by what became of them", ["outcome"], registry=REGISTRY
+)
 RECEIPTS_WAITING = Gauge("tiffin_receipts_waiting", "Answers whose receipt is not in the log yet", registry=REGISTRY)
 BREAKER_OPEN = Gauge("tiffin_breaker_open", "1 while something is taken to be down", ["of"], registry=REGISTRY)
 REFUSALS = Counter("tiffin_prediction_problems_total", "Orders answered by a problem", ["status"], registry=REGISTRY)

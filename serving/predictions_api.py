@@ -32,7 +32,9 @@ def predictions_router(receipts: ReceiptLog, find: Find) -> APIRouter:
     async def receipt(prediction_id: Annotated[str, Path(pattern=PATTERN)]) -> ReceiptShown:
         """The receipt of a prediction: its model, its features with their status, and what each was read from."""
         prediction = receipts.recent(prediction_id)
-        return _shown(prediction or await run_in_threadpool(_found, find, prediction_id))
+        if prediction is None:
+            prediction = await run_in_threadpool(_found, find, prediction_id)
+        return _shown(prediction)
 
     return router
 

@@ -72,6 +72,11 @@ class Predictor:
             for i, (order, row, choice) in enumerate(zip(orders, rows, choices, strict=True))
         ]
 
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that a model answers in, the best first."""
+        return tuple(self._watchers)
+
     def refused(self, mode: Mode) -> str | None:
         """Why a newer model is not in use, if one was promoted and refused."""
         error = self._watchers[mode].last_error
@@ -142,7 +147,6 @@ class Predictor:
             for name in model.vector.stored
             if name not in self._batch_names and row.features[name].status not in (Status.PRESENT, Status.NULL_VALUE)
         ]
-
 
     def _answered(self, order: Order, row: Row, choice: Choice, median: float, p90: float) -> Answered:
         return Answered(

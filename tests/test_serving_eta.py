@@ -15,7 +15,7 @@ from models.registry import Model, Registry, Watcher
 from serving.modes import Mode
 from serving.predictor import Predictor
 from serving.reader import FeatureReader
-from tests.repo import MINUTE
+from tests.repo import MINUTE, wait_for
 from tests.serving_stack import (
     BATCH_AGE_MS,
     ORDERS_10M,
@@ -207,9 +207,9 @@ def test_a_body_that_is_no_order_is_refused(shared: Stack, body: bytes) -> None:
 
 def test_fields_and_modes_that_nobody_knows_are_refused(shared: Stack) -> None:
     for extra in ("resturant", "require"):
-        refused = problem(shared.post("/v1/eta", {"restaurant_id": 1, extra: "stored"}), 422)
+        refused = problem(shared.post("/v1/eta", {"restaurant_id": 1, extra: "best"}), 422)
         assert refused["errors"][0]["field"] == extra
-    assert problem(shared.get("/v1/eta/1", require="stored"), 422)["errors"][0]["field"] == "require"
+    assert problem(shared.get("/v1/eta/1", require="best"), 422)["errors"][0]["field"] == "require"
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,14 @@ def test_without_the_store_there_is_a_503_and_predictions_come_back_with_it(stac
     before = stack.eta(1)
     stack.valkey.stop()
     for answer in (stack.get("/v1/eta/1"), stack.post("/v1/eta", {"restaurant_id": 1})):
-        assert "cannot be reached" in problem(answer, 503)["detail"]
+        document = problem(answer, 503)
+        assert [reason.partition(":")[0] for reason in document["missing"]] == ["streaming", "batch_features", "stored"]
+        assert "online store" in document["missing"][0]
+        assert "no run was published yet" in document["missing"][2]
     (outcome,) = stack.post("/v1/eta/batch", {"orders": [{"restaurant_id": 1}]}).json()["outcomes"]
     assert outcome["problem"]["status"] == 503
     stack.valkey.start()
+    wait_for(lambda: stack.get("/v1/eta/1").status_code == 200, "the store to be asked again")
     assert stack.eta(1)["features"] == before["features"]
 
 
@@ -307,7 +311,7 @@ def test_a_change_over_between_the_halves_of_a_read_leaves_no_judgement_of_both(
     views = views_of_service(stack.store, stack.store.get_feature_service("eta_streaming"))
     reader = FeatureReader(connect_async(stack.settings), stack.store.project, views, "restaurant_id", stack.clock)
     model = Watcher(Registry(stack.settings.data / "models"), "eta_streaming")
-    predictor = Predictor(reader, {Mode.STREAMING: model}, stack.clock)
+    predictor = Predictor(reader, {Mode.STREAMING: model}, {}, stack.clock)
     served = StreamStore(stack.redis, stack.store.project).served()
     orders = served.views["restaurant_recent_orders"]
     assert isinstance(orders, WindowView)
@@ -362,17 +366,17 @@ def test_ready_names_every_check_and_fails_where_the_stream_lags(stack: Stack) -
     views = [view.name for view in stack.views]
     checks = ready_checks(stack, 200)
     assert set(checks) == {
-        *("registry", "online_store", "model:streaming", "model:batch_features"),
+        *("registry", "online_store", "model:streaming", "model:batch_features", "stored"),
         *(f"stream:{view}" for view in views),
     }
-    assert all(check["ok"] for check in checks.values())
+    assert [name for name, check in checks.items() if not check["ok"]] == ["stored"], "which is not needed"
     stack.clock.now += PAST_LAG_MS
     lagging = ready_checks(stack, 503)["stream:zone_couriers"]
     assert lagging == {"ok": False, "lag_seconds": PAST_LAG_MS / 1000, "allowed_seconds": 10.0}
     stack.valkey.stop()
     checks = ready_checks(stack, 503)
     assert "cannot be reached" in checks["online_store"]["reason"]
-    assert [name for name, check in checks.items() if not check["ok"]] == ["online_store"]
+    assert [name for name, check in checks.items() if not check["ok"]] == ["online_store", "stored"]
 
 
 def test_ready_says_that_no_worker_ever_ran(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
@@ -411,7 +415,7 @@ def test_a_failure_of_ours_is_a_problem_without_a_traceback_and_is_counted(
     def fails(*_: object) -> None:
         raise ZeroDivisionError("secret of ours")
 
-    monkeypatch.setattr(Predictor, "predict", fails)
+    monkeypatch.setattr(Predictor, "answer", fails)
 
     def failed() -> float:
         return sum(metric(stack, "tiffin_requests_total", route="/v1/eta/{restaurant_id}", status="500"))
@@ -425,7 +429,12 @@ def test_openapi_lists_every_route_and_the_bodies_they_take(shared: Stack) -> No
     document = shared.get("/openapi.json").json()
     routes = {(method, path) for path, methods in document["paths"].items() for method in methods}
     assert routes == {
-        *{("get", "/v1/eta/{restaurant_id}"), ("post", "/v1/eta"), ("post", "/v1/eta/batch")},
+        *{
+            ("get", "/v1/predictions/{prediction_id}"),
+            ("get", "/v1/eta/{restaurant_id}"),
+            ("post", "/v1/eta"),
+            ("post", "/v1/eta/batch"),
+        },
         *{("post", "/v1/events/{topic}"), ("get", "/live"), ("get", "/ready"), ("get", "/health")},
         *{("post", "/get-online-features"), ("post", "/push"), ("post", "/write-to-online-store")},
     }
@@ -434,5 +443,5 @@ def test_openapi_lists_every_route_and_the_bodies_they_take(shared: Stack) -> No
         assert "$ref" not in str(body), "every part of it is there"
     order = document["paths"]["/v1/eta"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert order["required"] == ["restaurant_id"]
-    assert set(order["properties"]) == {"restaurant_id", "zone_id", "require"}
+    assert set(order["properties"]) == {"restaurant_id", "zone_id", "order_id", "customer_id", "require"}
     assert shared.get("/docs").status_code == 200

@@ -1,0 +1,246 @@
+"""Receipts: every answer is logged with what it was made from, without anybody waiting for it."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ingestion.events import PREDICTIONS, parse
+from ingestion.log import LogUnavailable, Message, TopicPartition
+from models.receipt import BatchRead, Prediction, StreamRead, prediction_from
+from models.registry import RECHECK_MS, Registry
+from serving.app import create_app
+from serving.prediction_finder import PredictionFinder
+from serving.prediction_ids import prediction_id
+from serving.predictor import Answered
+from serving.receipts import ReceiptLog, prediction_of
+from serving.schemas import Order
+from tests.repo import MINUTE, wait_for
+from tests.serving_stack import ORDERS_10M, PARTITIONS, ZONE_ORDERS_10M, Stack, problem, publish_model
+from tests.test_serving_eta import metric
+
+HOUR_MS = 60 * MINUTE
+
+
+def logged(stack: Stack, count: int) -> list[Prediction]:
+    """The receipts in the log, once there are so many."""
+    wait_for(lambda: len(stack.records(PREDICTIONS)) >= count, "the receipts to be logged")
+    return [prediction_from(record.value) for record in stack.records(PREDICTIONS)]
+
+
+def receipts(stack: Stack, outcome: str) -> float:
+    return sum(metric(stack, "tiffin_receipts_total", outcome=outcome))
+
+
+def test_every_answer_is_an_event_that_says_what_was_answered(stack: Stack) -> None:
+    stack.push("order_placed", stack.order(1))
+    stack.fold()
+    answer = stack.post("/v1/eta", {"restaurant_id": 1, "order_id": "o-77", "customer_id": 5}).json()
+    (found,) = logged(stack, 1)
+    (record,) = stack.records(PREDICTIONS)
+    event = parse(PREDICTIONS, record.value, record.append_ms)
+    assert (event.event_id, event.time) == (answer["prediction_id"], stack.clock.now)
+    assert (found.order_id, found.customer_id, found.zone_id, found.at) == ("o-77", 5, 1, stack.clock.now)
+    assert (found.eta_minutes, found.mode) == (answer["eta_minutes"], "streaming")
+    assert {"name": found.model, "version": found.model_version} == answer["model"]
+    assert found.receipt.keys == {"restaurant_id": 1, "zone_id": 1}
+    shown = {name: (f["value"], f["status"]) for name, f in answer["features"].items()}
+    assert {name: (f.value, f.status) for name, f in found.receipt.features.items()} == shown
+
+
+def test_a_receipt_says_what_each_view_was_read_from(stack: Stack) -> None:
+    stack.push("order_placed", stack.order(1), stack.order(1), stack.order(2))
+    stack.fold()
+    stack.eta(1)
+    (found,) = logged(stack, 1)
+    reads = found.receipt.reads
+    stats, orders = reads["restaurant_prep_stats"], reads["restaurant_recent_orders"]
+    assert isinstance(stats, BatchRead)
+    assert isinstance(orders, StreamRead)
+    assert stats.event_us == stats.created_us == (stack.clock.now - 12 * HOUR_MS) * 1000
+    (read,) = orders.topics.values()
+    assert list(orders.topics) == ["order_placed"]
+    placed = {record.offset: record for record in stack.records("order_placed")}
+    ends = [max((r.offset for r in placed.values() if r.partition == p), default=-1) + 1 for p in range(PARTITIONS)]
+    assert all(done is not None and done >= end for done, end in zip(read.progress, ends, strict=True))
+    of_one = [r for r in placed.values() if b'"restaurant_id":1' in r.value]
+    assert read.applied[of_one[0].partition] == max(r.offset for r in of_one)
+    assert read.prefix == read.progress, "nothing came between"
+    assert found.receipt.features[ORDERS_10M].since == stack.clock.now // MINUTE * MINUTE - 10 * MINUTE
+    couriers = reads["zone_couriers"]
+    assert isinstance(couriers, StreamRead)
+    assert list(couriers.topics) == ["courier_status"]
+    open_orders = reads["zone_open_orders"]
+    assert isinstance(open_orders, StreamRead)
+    assert open_orders.topics["order_placed"].applied != [None] * PARTITIONS
+    assert open_orders.topics["order_delivered"].applied == [None] * PARTITIONS
+
+
+def test_an_absent_field_is_vouched_for_by_the_progress_read_before_it(stack: Stack) -> None:
+    stack.push("order_placed", stack.order(2))
+    stack.fold()
+    assert stack.value(ORDERS_10M, 3) == 0
+    (found,) = logged(stack, 1)
+    read = found.receipt.reads["restaurant_recent_orders"]
+    assert isinstance(read, StreamRead)
+    (topic,) = read.topics.values()
+    assert topic.applied == [None] * PARTITIONS
+    assert sum(topic.prefix) == sum(done or 0 for done in topic.progress) > 0
+
+
+def test_a_prediction_is_shown_before_and_after_it_is_in_the_log(stack: Stack) -> None:
+    stack.push("order_placed", stack.order(1))
+    stack.fold()
+    answer = stack.eta(1)
+    shown = stack.get(f"/v1/predictions/{answer['prediction_id']}").json()
+    assert (shown["eta_minutes"], shown["mode"], shown["model"]) == (
+        answer["eta_minutes"],
+        "streaming",
+        answer["model"],
+    )
+    assert shown["features"][ORDERS_10M]["value"] == 1
+    assert shown["features"][ZONE_ORDERS_10M]["window_from"].endswith("Z")
+    assert shown["features"]["restaurant_profile__zone_id"]["window_from"] is None
+    logged(stack, 1)
+    finder = PredictionFinder(stack.log, lambda _: None)
+    found = finder(answer["prediction_id"])
+    assert found is not None
+    assert found.eta_minutes == answer["eta_minutes"]
+    assert finder(prediction_id(stack.clock.now)) is None
+
+
+def test_what_was_never_predicted_is_a_404_and_no_id_a_422(stack: Stack) -> None:
+    unknown = prediction_id(stack.clock.now)
+    assert unknown in problem(stack.get(f"/v1/predictions/{unknown}"), 404)["detail"]
+    for bad in ("x", "8" + unknown[1:], unknown.lower(), unknown + "0"):
+        problem(stack.get(f"/v1/predictions/{bad}"), 422)
+
+
+def test_without_the_log_a_receipt_that_is_not_kept_is_a_503(stack: Stack) -> None:
+    stack.valkey.stop()
+    unknown = prediction_id(stack.clock.now)
+    assert "log cannot be read" in problem(stack.get(f"/v1/predictions/{unknown}"), 503)["detail"]
+
+
+def test_a_shadow_answers_in_receipts_alone_and_stops_when_it_is_taken_away(stack: Stack) -> None:
+    registry = Registry(stack.settings.data / "models")
+    in_use = registry.current("eta_streaming")
+    other = publish_model(stack.settings, stack.store, "eta_streaming", seed=3)
+    registry.promote("eta_streaming", in_use)
+    registry.set_shadow("eta_streaming", other)
+    stack.move(RECHECK_MS)
+    answer = stack.eta(1)
+    assert answer["model"]["version"] == in_use
+    found = logged(stack, 1)[-1]
+    assert found.model_version == in_use
+    assert found.receipt.shadow is not None
+    assert found.receipt.shadow.model_version == other
+    values = {name: served.value for name, served in found.receipt.features.items()}
+    model = registry.load("eta_streaming", other)
+    median, _ = model.predict(
+        model.vector.row({n: v if isinstance(v, int | float) else None for n, v in values.items()}, found.at)
+    )
+    assert found.receipt.shadow.eta_minutes == round(float(median[0]), 3)
+    registry.set_shadow("eta_streaming", None)
+    stack.move(RECHECK_MS)
+    stack.eta(1)
+    assert max(logged(stack, 2), key=lambda p: p.at).receipt.shadow is None
+
+
+def test_receipts_wait_while_the_log_is_down_and_are_logged_once_it_is_back(stack: Stack) -> None:
+    answered = receipts(stack, "logged")
+    one = stack.eta(1)
+    logged(stack, 1)
+    stack.valkey.stop()
+    stack.valkey.start()
+    wait_for(lambda: stack.get("/v1/eta/1").status_code == 200, "the store to be asked again")
+    wait_for(lambda: receipts(stack, "logged") - answered >= 2, "the receipts to be logged")
+    ids = [prediction_from(record.value).event_id for record in stack.records(PREDICTIONS)]
+    assert one["prediction_id"] in ids
+    assert len(ids) == len(set(ids)) == receipts(stack, "logged") - answered
+    assert receipts(stack, "dropped") == 0
+
+
+class StuckLog:
+    """A log that lets nothing through until it is told to."""
+
+    def __init__(self) -> None:
+        self.open, self.down = threading.Event(), True
+        self.taken: list[Message] = []
+
+    def publish(self, topic: str, messages: Sequence[Message], append_ms: int | None = None) -> list[TopicPartition]:
+        if self.down:
+            self.open.wait(5)
+            raise LogUnavailable("stuck")
+        self.taken += messages
+        return [TopicPartition(topic, 0)] * len(messages)
+
+
+def answered_once(stack: Stack) -> Answered:
+    """An answer as it is given to be recorded."""
+    taken: list[Answered] = []
+
+    def noted(answered: Answered) -> Prediction:
+        taken.append(answered)
+        return prediction_of(answered)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.receipts.prediction_of", noted)
+        stack.eta(1)
+        wait_for(lambda: bool(taken), "the answer to be recorded")
+        logged(stack, 1)
+    return taken[0]
+
+
+def test_what_finds_the_queue_full_is_dropped_and_counted(stack: Stack) -> None:
+    answered, log, before = answered_once(stack), StuckLog(), receipts(stack, "dropped")
+    wrong: Any = log
+    given = ReceiptLog(wrong, lambda: None, queued=10)
+    for number in range(30):  # nothing is taken out before `start`
+        eta = answered.eta.model_copy(update={"prediction_id": prediction_id(number, 0)})
+        given.add(replace(answered, eta=eta, order=Order(restaurant_id=1)))
+    assert receipts(stack, "dropped") - before == 20
+    given.start()
+    log.down = False
+    log.open.set()
+    given.close()
+    assert [prediction_from(message.value).event_id for message in log.taken] == [
+        prediction_id(n, 0) for n in range(10)
+    ]
+    assert receipts(stack, "dropped") - before == 20
+
+
+def test_closing_does_not_wait_for_a_log_that_is_down_and_counts_what_is_lost(stack: Stack) -> None:
+    answered, log, before = answered_once(stack), StuckLog(), receipts(stack, "dropped")
+    log.open.set()
+    wrong: Any = log
+    given = ReceiptLog(wrong, lambda: None)
+    given.start()
+    for _ in range(5):
+        given.add(answered)
+    given.close(seconds=3.0)
+    wait_for(lambda: receipts(stack, "dropped") - before == 5, "what was lost to be counted")
+    given.add(answered)
+    assert receipts(stack, "dropped") - before == 6
+
+
+def test_an_answer_of_which_no_receipt_can_be_made_takes_no_other_with_it(stack: Stack) -> None:
+    answered, log, before = answered_once(stack), StuckLog(), receipts(stack, "dropped")
+    log.down = False
+    wrong: Any = log
+    given = ReceiptLog(wrong, lambda: None)
+    broken: Any = object()
+    given.add(replace(answered, row=broken))
+    given.add(answered)
+    given.start()
+    given.close()
+    assert len(log.taken) == 1
+    assert receipts(stack, "dropped") - before == 1
+
+
+def test_creating_the_app_starts_no_thread(stack: Stack) -> None:
+    before = threading.active_count()
+    create_app(stack.settings)
+    assert threading.active_count() == before
