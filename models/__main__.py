@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
+from models.version_commands import commands as version_commands
+
 commands = typer.Typer()
+commands.add_typer(version_commands, name="models", help="The versions of the models: which answers, which might.")
+
+_FROM = "history: features as of each order; receipts: as they were served, of orders that were predicted for"
+
+
+class Origin(StrEnum):
+    """What a training set is made from."""
+
+    HISTORY = "history"
+    RECEIPTS = "receipts"
 
 
 @commands.command()
@@ -23,8 +35,12 @@ def train(
         list[str] | None, typer.Option(help="name=text: orders whose extra field holds the text, e.g. is_asap=true")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="0: one a core")] = 1,
+    source: Annotated[Origin, typer.Option("--from", help=_FROM)] = Origin.HISTORY,
 ) -> None:
-    """Train, measure, export, register and take into use the models of both modes."""
+    """Train, measure, export, register and take into use the models of both modes.
+
+    Trained on receipts they are shown beside those that history would have given, measured on the same orders.
+    """
     where = dict(_pair(text) for text in only or [])  # a wrong call is told at once
 
     from rich.console import Console
@@ -33,7 +49,7 @@ def train(
     from feature_repo.feast_quietly import open_store
     from feature_repo.progress_bar import bar
     from feature_repo.settings import settings
-    from models.pipeline import Plan, report, train_all
+    from models.pipeline import Plan, Source, report, train_all
 
     now = from_ms(clock_of(settings())())
     plan = Plan(
@@ -41,6 +57,7 @@ def train(
         test_from=_utc(test_from),
         where=where,
         threads=threads,
+        source=Source(source),
     )
     with bar("training the models") as advance:
         results = train_all(open_store(settings()), settings(), plan, advance)
@@ -68,6 +85,7 @@ def dataset(
     as_of: Annotated[
         AsOf, typer.Option(help="event: what is known now of each instant; arrival: what was known at that instant")
     ] = AsOf.EVENT,
+    source: Annotated[Origin, typer.Option("--from", help=_FROM)] = Origin.HISTORY,
 ) -> None:
     """Write a training set: a row for each delivered order, with its features 1 ms before it was placed.
 
@@ -76,17 +94,53 @@ def dataset(
     same in both, while batch rows computed afterwards are missing as of arrival.
     """
     where = dict(_pair(text) for text in only or [])
+    if source is Origin.RECEIPTS and (where or as_of is not AsOf.EVENT):
+        raise typer.BadParameter("--from receipts takes neither --only nor --as-of: a receipt is what it is")
 
     from feature_repo.clock import clock_of, from_ms
     from feature_repo.feast_quietly import open_store
     from feature_repo.settings import settings
     from models.dataset import build, write
+    from models.receipt_dataset import build_from_receipts
+
+    bounds = _bounds(since, until, from_ms(clock_of(settings())()))
+    store = open_store(settings())
+    if source is Origin.RECEIPTS:
+        rows, meaning = build_from_receipts(store, settings(), service, *bounds), "as served"
+    else:
+        rows = build(store, settings(), service, *bounds, where, as_of is AsOf.ARRIVAL)
+        meaning = f"as of {as_of}"
+    columns = write(rows, out)
+    typer.echo(f"{out}: {len(rows)} rows, {len(columns)} columns, {meaning}, {rows.left_out} left out")
+    typer.echo("\n".join(columns))
+
+
+@commands.command()
+def quality(
+    since: Annotated[datetime | None, typer.Option(help="Predictions from here (UTC); of a day by default")] = None,
+    until: Annotated[datetime | None, typer.Option(help="... and before here; now by default")] = None,
+) -> None:
+    """How good the predictions were that have come true by now, by zone and mode, and how far features have drifted."""
+    from rich.console import Console
+
+    from feature_repo.clock import clock_of, from_ms, to_ms
+    from feature_repo.settings import settings
+    from models.quality import drift, drift_table, quality_table
+    from models.quality import quality as measured
+    from models.registry import Registry
+    from models.versions import in_use
 
     now = from_ms(clock_of(settings())())
-    rows = build(open_store(settings()), settings(), service, *_bounds(since, until, now), where, as_of is AsOf.ARRIVAL)
-    columns = write(rows, out)
-    typer.echo(f"{out}: {len(rows)} rows, {len(columns)} columns, as of {as_of}")
-    typer.echo("\n".join(columns))
+    end = _utc(until) or now
+    span = to_ms(_utc(since) or end - timedelta(days=1)), to_ms(end)
+    found = measured(settings(), *span)
+    if not found:
+        typer.echo("No prediction of that time is archived.")
+        return
+    Console().print(quality_table(found, *span))
+    moved = drift(settings(), in_use(Registry(settings().data / "models")), *span)
+    if moved:
+        Console().print(drift_table(moved))
 
 
 def _bounds(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:

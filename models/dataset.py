@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -158,17 +158,8 @@ def build(
     joined = joined.sort_values(["event_timestamp", "order_id"], ignore_index=True)
     event_ms = _milliseconds(joined["event_timestamp"])
     features = joined[list(vector.stored)].astype("float64")
-    features = features.assign(**vector.derive(features))
-    features[list(REQUEST_FEATURES)] = np.array([list(request_features(t).values()) for t in event_ms.tolist()])
-    return Dataset(
-        service_name,
-        vector,
-        features,
-        joined["delivery_minutes"].to_numpy(dtype=np.float64),
-        joined["order_id"].to_numpy(dtype=object),
-        event_ms,
-        left_out,
-    )
+    labels = joined["delivery_minutes"].to_numpy(dtype=np.float64)
+    return dataset_of(service_name, vector, features, labels, joined["order_id"], event_ms, left_out)
 
 
 def write(dataset: Dataset, path: Path) -> list[str]:
@@ -186,6 +177,12 @@ def write(dataset: Dataset, path: Path) -> list[str]:
     return list(columns)
 
 
+def known_by(dataset: Dataset, at: datetime) -> Dataset:
+    """The rows whose label was known at `at`: those delivered before."""
+    delivered_ms = dataset.event_ms + ASKED_BEFORE_MS + np.rint(dataset.label * 60_000).astype(np.int64)
+    return dataset.take(delivered_ms < to_ms(at))
+
+
 def split(dataset: Dataset, at: datetime) -> tuple[Dataset, Dataset]:
     """(train, test): what was known at `at`, and what was asked from then on.
 
@@ -193,14 +190,30 @@ def split(dataset: Dataset, at: datetime) -> tuple[Dataset, Dataset]:
     Raises NoTrainingRows if either side is empty.
     """
     border = to_ms(at)
-    delivered_ms = dataset.event_ms + ASKED_BEFORE_MS + np.rint(dataset.label * 60_000).astype(np.int64)
-    train, test = dataset.take(delivered_ms < border), dataset.take(dataset.event_ms >= border)
+    train, test = known_by(dataset, at), dataset.take(dataset.event_ms >= border)
     if not len(train) or not len(test):
         raise NoTrainingRows(
             f"at {at.isoformat()}: {len(train)} rows before it, {len(test)} from it on; the {len(dataset)} rows lie "
             f"from {iso(int(dataset.event_ms.min()))} to {iso(int(dataset.event_ms.max()))}: both sides need some"
         )
     return train, test
+
+
+def dataset_of(
+    service: str,
+    vector: FeatureVector,
+    stored: pd.DataFrame,
+    labels: Any,
+    order_ids: Any,
+    instants: Any,
+    left_out: int,
+) -> Dataset:
+    """The rows with the features that follow from the stored ones and from the instants."""
+    event_ms = np.asarray(instants, dtype=np.int64)
+    features = stored.assign(**vector.derive(stored))
+    features[list(REQUEST_FEATURES)] = np.array([list(request_features(t).values()) for t in event_ms.tolist()])
+    ids = np.asarray(order_ids, dtype=object)
+    return Dataset(service, vector, features, np.asarray(labels, dtype=np.float64), ids, event_ms, left_out)
 
 
 def _milliseconds(instants: "pd.Series[pd.Timestamp]") -> NDArray[np.int64]:
@@ -211,13 +224,13 @@ def _milliseconds(instants: "pd.Series[pd.Timestamp]") -> NDArray[np.int64]:
 
 def _orders_sql(settings: Settings, where: Mapping[str, str]) -> str:
     """The query for delivered orders; its two parameters are the bounds of placed_at."""
-    delivered = _once(settings, "order_delivered", "restaurant_id, zone_id, placed_at, delivery_minutes, extra")
+    delivered = once_sql(settings, "order_delivered", "restaurant_id, zone_id, placed_at, delivery_minutes, extra")
     query = (
         "SELECT d.order_id, d.restaurant_id, d.zone_id, d.delivery_minutes, "
         f"d.placed_at - to_milliseconds({ASKED_BEFORE_MS}) AS event_timestamp FROM ({delivered}) AS d "
     )
     if where:
-        query += f"LEFT JOIN ({_once(settings, 'order_placed', 'extra')}) AS p USING (order_id) "
+        query += f"LEFT JOIN ({once_sql(settings, 'order_placed', 'extra')}) AS p USING (order_id) "
     conditions = ["d.placed_at >= ?", "d.placed_at < ?"]
     for field, value in where.items():
         pointer = literal("/" + field.replace("~", "~0").replace("/", "~1"))
@@ -228,7 +241,7 @@ def _orders_sql(settings: Settings, where: Mapping[str, str]) -> str:
     return query + f"WHERE {' AND '.join(conditions)} ORDER BY event_timestamp, order_id"
 
 
-def _once(settings: Settings, topic: str, columns: str) -> str:
+def once_sql(settings: Settings, topic: str, columns: str) -> str:
     """A query for `columns` of a topic's log, each event_id and each order once: the first in the log."""
     folder = settings.data / "log" / topic
     files = parquet_files(folder)

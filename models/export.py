@@ -70,6 +70,7 @@ def manifest_of(trained: Trained, definition_hash: str, created_ms: int) -> Mani
         gain={name: dict(gains) for name, gains in trained.gain.items()},
         trained_ms=trained.range_ms,
         rows=dict(trained.rows),
+        sample=dict(trained.bins),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from functools import partial
 
 import numpy as np
@@ -13,8 +14,9 @@ from feature_repo.clock import clock_of, from_ms
 from feature_repo.progress_bar import Advance
 from feature_repo.settings import Settings
 from feature_repo.views import features_hash, views_of_service
-from models.dataset import Dataset, build, split
+from models.dataset import Dataset, build, known_by, split
 from models.export import export, manifest_of
+from models.receipt_dataset import build_from_receipts
 from models.registry import Registry
 from models.train import Trained, train
 
@@ -22,11 +24,20 @@ SERVICES = ("eta_batch", "eta_streaming")
 _TEST_SHARE = 0.2
 
 
+class Source(StrEnum):
+    """What features are trained on."""
+
+    HISTORY = "history"
+    """Computed from history as of each order, through Feast."""
+    RECEIPTS = "receipts"
+    """As they were served, from the receipts of the predictions."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to train on: orders placed in [since, until), measured on those from `test_from` on (None: the last fifth).
 
-    `where` keeps orders whose extra fields hold these texts. Instants are aware.
+    `where` keeps orders whose extra fields hold these texts (of history alone). Instants are aware.
     """
 
     since: datetime
@@ -34,15 +45,20 @@ class Plan:
     test_from: datetime | None
     where: Mapping[str, str]
     threads: int = 1
+    source: Source = Source.HISTORY
 
 
 @dataclass(frozen=True)
 class Result:
-    """A model that was trained and taken into use."""
+    """A model that was trained and taken into use.
+
+    `rival` is the one trained on history, measured on the same orders, where this one was trained on receipts.
+    """
 
     trained: Trained
     version: str
     left_out: int
+    rival: Trained | None = None
 
 
 def train_all(
@@ -55,17 +71,29 @@ def train_all(
     registry = Registry(settings.data / "models")
     results = []
     for number, service in enumerate(SERVICES):
-        dataset = build(store, settings, service, plan.since, plan.until, plan.where)
-        training, test = split(dataset, plan.test_from or _default_split(dataset))
+        dataset = _dataset(store, settings, service, plan)
+        border = plan.test_from or _default_split(dataset)
+        training, test = split(dataset, border)
         done = partial(_within, progress, number)
         trained = train(training, test, plan.threads, done)
+        rival = None
+        if plan.source is Source.RECEIPTS:
+            history = build(store, settings, service, plan.since, plan.until, plan.where)
+            rival = train(known_by(history, border), test, plan.threads)
         files = export(trained, dataset.matrix)
         views = views_of_service(store, store.get_feature_service(service))
         meaning = features_hash(views, only=set(trained.vector.stored))
-        version = registry.publish(manifest_of(trained, meaning, clock_of(settings)()), files)
-        registry.promote(service, version)
-        results.append(Result(trained, version, dataset.left_out))
+        now = clock_of(settings)()
+        version = registry.publish(manifest_of(trained, meaning, now), files)
+        registry.promote(service, version, now)
+        results.append(Result(trained, version, dataset.left_out, rival))
     return results
+
+
+def _dataset(store: FeatureStore, settings: Settings, service: str, plan: Plan) -> Dataset:
+    if plan.source is Source.RECEIPTS:
+        return build_from_receipts(store, settings, service, plan.since, plan.until)
+    return build(store, settings, service, plan.since, plan.until, plan.where)
 
 
 def _within(progress: Advance, number: int, done: float, total: float) -> None:
@@ -79,7 +107,11 @@ def report(results: list[Result]) -> Table:
     first = results[0].trained
     _figures(table, "overall median", "", first, first.metrics["baseline"])
     for result in results:
-        _figures(table, result.trained.service, result.version, result.trained, result.trained.metrics["model"])
+        name = result.trained.service
+        if result.rival is not None:
+            _figures(table, f"{name}, of history", "not kept", result.rival, result.rival.metrics["model"])
+            name += ", of receipts"
+        _figures(table, name, result.version, result.trained, result.trained.metrics["model"])
     return table
 
 

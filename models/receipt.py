@@ -23,6 +23,7 @@ __all__ = [
     "StoredFrom",
     "StreamRead",
     "TopicRead",
+    "holds",
     "prediction_from",
     "receipt_from",
 ]
@@ -70,6 +71,18 @@ class Receipt(Struct, frozen=True, omit_defaults=True):
     """The entity's join keys, as they were given or looked up."""
     stored: StoredFrom | None = None
     shadow: Shadow | None = None
+
+
+def holds(receipt: Receipt, topic: str, partition: int | None, offset: int | None) -> bool:
+    """Whether a record of a topic was in what any feature was made from; one without a place was in none."""
+    if partition is None or offset is None or partition < 0:
+        return False
+    prefixes = [
+        read.topics[topic].prefix
+        for read in receipt.reads.values()
+        if isinstance(read, StreamRead) and topic in read.topics
+    ]
+    return any(partition < len(prefix) and offset < prefix[partition] for prefix in prefixes)
 
 
 class Prediction(Struct, frozen=True):

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from feature_repo.clock import from_ms
 from feature_repo.stores.durable import sync_folder, write_synced
+from models.drift import Bins
 from models.vector import REQUEST_FEATURES, FeatureVector, Matrix, request_features
 
 __all__ = [
@@ -79,6 +80,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     rows: dict[str, int]
     sha256: dict[str, str] = {}
     version: str = ""
+    sample: dict[str, Bins] | msgspec.UnsetType = msgspec.UNSET
+    """Of the stored features the values trained on; unset in versions that were made before it was kept."""
+
+    @property
+    def bins(self) -> dict[str, Bins]:
+        """The sample; empty if none was kept."""
+        return {} if self.sample is msgspec.UNSET else self.sample
 
     def content_version(self) -> str:
         """The version that this content has: its second of creation, to sort by, and the start of its hash."""
@@ -174,7 +182,8 @@ class Registry:
         at = model.manifest.created_ms if now_ms is None else now_ms
         self._point(name, CURRENT, version)
         with (self._folder(name) / PROMOTIONS).open("ab") as file:
-            file.write(msgspec.json.encode(Promotion(at, version)) + b"\n")
+            # Begins with the end of a line: the one before may have been cut off.
+            file.write(b"\n" + msgspec.json.encode(Promotion(at, version)))
             file.flush()
             os.fsync(file.fileno())
 
@@ -230,6 +239,17 @@ class Registry:
         return (
             sorted(path.name for path in folder.iterdir() if _VERSION.fullmatch(path.name)) if folder.is_dir() else []
         )
+
+    def find(self, name: str, end: str) -> str:
+        """The version that is, or ends with, this text. Raises ValueError if none or several do."""
+        found = [version for version in self.versions(name) if version.endswith(end)]
+        if len(found) != 1 or not end:
+            raise ValueError(f"{name} has {len(found) or 'no'} versions that end with {end!r}: one must be meant")
+        return found[0]
+
+    def manifest(self, name: str, version: str) -> Manifest:
+        """What is known of a version; its files are not looked at. Raises ModelBroken."""
+        return _read_manifest(self._folder(name) / self._version(name, version) / MANIFEST, name)
 
     def current(self, name: str) -> str:
         """The version in use. Raises ModelBroken if none was promoted, or the alias is no version."""

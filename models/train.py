@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from feature_repo.progress_bar import Advance
 from models.dataset import Dataset
+from models.drift import Bins, bins_of
 from models.vector import DERIVED, FeatureVector, Matrix
 
 Booster = lightgbm.Booster
@@ -59,7 +60,7 @@ class Trained:
     `metrics` has `model` and `baseline` (the training labels' own quantiles, the same for every order), each with mae,
     rmse (minutes, of the median), pinball_median, pinball_p90 and coverage_p90 (share of test labels at or below it).
     `gain` is the total gain of each feature's splits, by quantile. `range_ms` is the first and the last instant trained
-    on. `rows` counts train, validation (the latest of train) and test.
+    on. `rows` counts train, validation (the latest of train) and test. `bins` has the stored features' values in train.
     """
 
     service: str
@@ -69,6 +70,7 @@ class Trained:
     gain: Mapping[str, Mapping[str, float]]
     rows: Mapping[str, int]
     range_ms: tuple[int, int]
+    bins: Mapping[str, Bins]
 
 
 def train(training: Dataset, test: Dataset, threads: int = 1, progress: Advance = lambda done, total: None) -> Trained:
@@ -106,6 +108,7 @@ def train(training: Dataset, test: Dataset, threads: int = 1, progress: Advance 
         gain={name: _gain(booster, training.vector) for name, booster in boosters.items()},
         rows={"train": len(training), "validation": len(training) - _border(training), "test": len(test)},
         range_ms=(int(training.event_ms[0]), int(training.event_ms[-1])),
+        bins={name: bins_of(training.features[name].to_numpy(np.float64)) for name in training.vector.stored},
     )
 
 

@@ -97,7 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     app.middleware("http")(_measured)
     app.include_router(eta_router(ladder))
-    app.include_router(predictions_router(receipts, PredictionFinder(log, lambda _: None)))
+    app.include_router(predictions_router(receipts, PredictionFinder(settings, log)))
     app.include_router(events_router(intake))
     app.include_router(feast_router(store, online, intake))
     app.include_router(health_router(client, store.project, streams, predictor, stored, lags, clock))

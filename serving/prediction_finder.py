@@ -1,10 +1,10 @@
 """Finding one prediction again: in the archive, or in the part of the log that is not archived yet."""
 
-from collections.abc import Callable
-
+from feature_repo.settings import Settings
 from ingestion.events import PREDICTIONS
 from ingestion.log import EventLog
 from models.receipt import BadReceipt, Prediction, prediction_from
+from models.receipt_archive import find_receipt
 from serving.prediction_ids import made_at
 
 MAX_READ = 500_000
@@ -15,14 +15,14 @@ _POLL_MS, _RECORDS = 50, 5_000
 
 
 class PredictionFinder:
-    """Looks into the archive by `archived`, then into `log` from when the prediction was made."""
+    """Looks into the archive of the settings' repository, then into `log` from when the prediction was made."""
 
-    def __init__(self, log: EventLog, archived: Callable[[str], Prediction | None]) -> None:
-        self._log, self._archived = log, archived
+    def __init__(self, settings: Settings, log: EventLog) -> None:
+        self._settings, self._log = settings, log
 
     def __call__(self, prediction_id: str) -> Prediction | None:
         """The prediction, if it is kept. Raises LogUnavailable."""
-        return self._archived(prediction_id) or self._in_log(prediction_id)
+        return find_receipt(self._settings, prediction_id, made_at(prediction_id)) or self._in_log(prediction_id)
 
     def _in_log(self, prediction_id: str) -> Prediction | None:
         since, mark = made_at(prediction_id) - _SLACK_MS, prediction_id.encode()

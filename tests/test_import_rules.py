@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "serving",
         "feature_repo",
         "models.receipt",
+        "models.receipt_archive",
         "models.registry",
         "models.stored",
         "models.vector",

@@ -104,7 +104,7 @@ def test_a_prediction_is_shown_before_and_after_it_is_in_the_log(stack: Stack) -
     assert shown["features"][ZONE_ORDERS_10M]["window_from"].endswith("Z")
     assert shown["features"]["restaurant_profile__zone_id"]["window_from"] is None
     logged(stack, 1)
-    finder = PredictionFinder(stack.log, lambda _: None)
+    finder = PredictionFinder(stack.settings, stack.log)
     found = finder(answer["prediction_id"])
     assert found is not None
     assert found.eta_minutes == answer["eta_minutes"]
