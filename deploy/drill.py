@@ -27,7 +27,7 @@ from feature_repo.settings import Settings, settings
 from ingestion.events import EVENT_TYPES, TOPICS, event_key
 from ingestion.importer import events_of
 from ingestion.log import EventLog, Message, open_log
-from ingestion.push import get_json
+from ingestion.push import post_json
 from models.dataset import Dataset, build
 from models.registry import Registry
 
@@ -106,7 +106,8 @@ def _replay(
             command = [sys.executable, "-m", "tiffin", "materialize"]
             job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             outcome.nightly.append(job)
-        status, answer = get_json(ask, f"/v1/eta/{event['restaurant_id']}")
+        order = {"restaurant_id": event["restaurant_id"], "order_id": event["order_id"]}
+        status, answer = post_json(ask, "/v1/eta", order)
         if status == 200:
             outcome.answers[event["order_id"]] = answer
         else:

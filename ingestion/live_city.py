@@ -11,7 +11,7 @@ from feature_repo.settings import Settings
 from feature_repo.stores.durable import write_synced
 from ingestion.city import DAY_MS, City
 from ingestion.events import EVENT_TYPES
-from ingestion.push import push_all
+from ingestion.push import ask_etas, push_all
 from ingestion.simulator import live, write_history
 
 _PUSH_EVERY_S = 1.0
@@ -71,12 +71,18 @@ def extend_history(
 
 
 def push_live(settings: Settings, seed: int, url: str | None, stop: Callable[[], bool]) -> None:
-    """Push the city's events to the API, the last hours at once and then as they happen, until `stop()`."""
+    """Push the city's events to the API, the last hours at once and then as they happen, until `stop()`.
+
+    Who orders as it happens asks first when the order will arrive.
+    """
     check_same_city(settings, seed)
     city, clock = City.build(seed), clock_of(settings)
-    since = clock() - WARM_UP_MS
+    begun = since = clock() - WARM_UP_MS
     while not stop():
         until = clock()
-        push_all(settings, live(city, since, until), url)
+        events = list(live(city, since, until))
+        if since > begun:
+            ask_etas(settings, [event for topic, event in events if topic == "order_placed"], url)
+        push_all(settings, events, url)
         since = until
         time.sleep(_PUSH_EVERY_S)

@@ -1,7 +1,7 @@
 """Pushing events to the API over HTTP; the only module that imports the HTTP client."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -10,6 +10,8 @@ import msgspec
 from feature_repo.settings import Settings
 
 CHUNK = 1000
+ASKED_AT_ONCE = 500
+_ASKED_OF = ("order_id", "restaurant_id", "zone_id", "customer_id")
 _TIMEOUT_S = 30.0
 
 
@@ -52,6 +54,31 @@ def get_json(settings: Settings, path: str, url: str | None = None) -> tuple[int
     except httpx.HTTPError as error:
         raise ApiError(f"no answer from {base}{path} ({error})") from None
     return answer.status_code, answer.json()
+
+
+def post_json(settings: Settings, path: str, document: object, url: str | None = None) -> tuple[int, Any]:
+    """(status, document) of a POST. Raises ApiError if nobody answers."""
+    base = api_url(settings, url)
+    try:
+        answer = httpx.post(base + path, content=msgspec.json.encode(document), timeout=_TIMEOUT_S)
+    except httpx.HTTPError as error:
+        raise ApiError(f"no answer from {base}{path} ({error})") from None
+    return answer.status_code, answer.json()
+
+
+def ask_etas(settings: Settings, orders: Sequence[Mapping[str, Any]], url: str | None = None) -> int:
+    """Ask when these orders (``order_placed`` events that are about to be pushed) will arrive; how many were answered.
+
+    Each answer is kept with the order's id, and held against its delivery later on. Raises ApiError if nobody answers.
+    """
+    answered = 0
+    for first in range(0, len(orders), ASKED_AT_ONCE):
+        asked = [{name: order[name] for name in _ASKED_OF} for order in orders[first : first + ASKED_AT_ONCE]]
+        status, document = post_json(settings, "/v1/eta/batch", {"orders": asked}, url)
+        if status != 200:
+            raise ApiError(f"/v1/eta/batch: {status} {str(document)[:300]}")
+        answered += sum(outcome["eta"] is not None for outcome in document["outcomes"])
+    return answered
 
 
 def wait_until(check: Callable[[], str | None], seconds: float) -> None:

@@ -106,10 +106,14 @@ def test_progress_adds_up_to_the_whole(settings: Settings) -> None:
 def test_living_on_pushes_the_last_hours_and_then_each_event_once(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, pushed = NOON, []
+    now, pushed, asked = NOON, [], []
 
     def push_all(settings: Settings, events: Any, url: str | None) -> int:
         pushed.append([event["event_id"] for topic, event in events if topic == "order_placed"])
+        return 0
+
+    def ask_etas(settings: Settings, orders: Any, url: str | None) -> int:
+        asked.append([order["event_id"] for order in orders])
         return 0
 
     def sleep(seconds: float) -> None:
@@ -117,12 +121,14 @@ def test_living_on_pushes_the_last_hours_and_then_each_event_once(
         now += 60_000
 
     monkeypatch.setattr(live_city, "push_all", push_all)
+    monkeypatch.setattr(live_city, "ask_etas", ask_etas)
     monkeypatch.setattr(live_city, "clock_of", lambda settings: lambda: now)
     monkeypatch.setattr("ingestion.live_city.time.sleep", sleep)
     push_live(settings, SEED, None, lambda: now >= NOON + 5 * 60_000)
     first, *later = pushed
     assert set(first) == lived(NOON - WARM_UP_MS, NOON)
     assert len(later) == 4
+    assert asked == later, "who orders now asks first; who ordered hours ago does not"
     ids = [one for batch in pushed for one in batch]
     assert len(ids) == len(set(ids))
     assert set(ids) == lived(NOON - WARM_UP_MS, NOON + 4 * 60_000)

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 from feast import FeatureStore
+from typer.testing import CliRunner
 
 from feature_repo.settings import Settings
 from models.receipt import Prediction, Shadow
 from models.registry import PROMOTIONS, ModelBroken, Registry
+from models.version_commands import commands
 from models.versions import compare, in_use, list_table
 from tests.receipt_tools import archive, deliver, prediction
 from tests.repo import MINUTE, START
 from tests.serving_stack import Stack, publish_model
-from tests.test_cli import tiffin
 
 NAME = "eta_streaming"
 DAY = 24 * 60 * MINUTE
@@ -46,7 +47,7 @@ def test_a_line_that_was_cut_off_is_no_promotion(three: tuple[Registry, list[str
     registry, versions = three
     before = registry.promotions(NAME)
     with (registry.root / NAME / PROMOTIONS).open("ab") as file:
-        file.write(b'{"at": 17, "ver')
+        file.write(b'\n{"at": 17, "ver')
     assert registry.promotions(NAME) == before
     registry.promote(NAME, versions[2], START + 1)
     assert registry.promotions(NAME)[-1].at == START + 1
@@ -99,14 +100,16 @@ def test_two_versions_are_compared_on_the_orders_that_both_have_answered(tmp_pat
     assert compare(settings, NAME, "v1", "v3", START + 1, START + DAY) == (0, None, None)
 
 
-def test_the_commands_change_what_is_in_use_and_say_so(three: tuple[Registry, list[str]]) -> None:
+def test_the_commands_change_what_is_in_use_and_say_so(
+    three: tuple[Registry, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry, (first, second, third) = three
-    repo = str(registry.root.parent.parent)
+    monkeypatch.setattr("feature_repo.settings.settings", lambda: Settings(TIFFIN_REPO=registry.root.parent.parent))
 
     def run(*words: str, code: int = 0) -> str:
-        done = tiffin("models", *words, TIFFIN_REPO=repo, COLUMNS="200")
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
+        done = CliRunner().invoke(commands, words, env={"COLUMNS": "200"})
+        assert done.exit_code == code, done.output
+        return done.output + str(done.exception or "")
 
     assert first in run("promote", NAME, first[-8:])
     assert registry.current(NAME) == first
