@@ -4,7 +4,6 @@ Producer, worker and API share a clock that starts at the drill's first instant 
 Before an order's event is published, a prediction is asked for over HTTP; what came true is compared at the end.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from deploy.environment import settings_named
 from deploy.stack import Stack, running
 from feature_repo.clock import Clock, clock_of, from_ms, to_ms
 from feature_repo.feast_quietly import open_store
@@ -193,14 +193,8 @@ def _drill_clock(start_ms: int, rate: float) -> Iterator[tuple[Settings, Clock]]
         "TIFFIN_CLOCK_ORIGIN": str(time.time() + READY_SECONDS),
         "TIFFIN_CLOCK_RATE": str(rate),
     }
-    os.environ.update(named)
-    settings.cache_clear()
-    try:
-        yield settings(), clock_of(settings())
-    finally:
-        for name in named:
-            del os.environ[name]
-        settings.cache_clear()
+    with settings_named(named) as given:
+        yield given, clock_of(given)
 
 
 def _time(topic: str, event: Mapping[str, Any]) -> int:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
 from serving.metrics import BREAKER_OPEN
 
 T = TypeVar("T")
+GRACE_S = 0.01
 logger = structlog.get_logger(__name__)
 
 FAILURES = 3
@@ -89,9 +90,23 @@ class Patience:
     async def __call__(self, awaited: Awaitable[T]) -> T:
         """The result. Raises TimeoutError when what was left is over; what the caller does between is not counted."""
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun, task = loop.time(), asyncio.ensure_future(awaited)
         try:
-            async with asyncio.timeout(max(self._left, 0)):
-                return await awaited
+            if self._left > 0:
+                await asyncio.wait((task,), timeout=self._left)
+                if not task.done():  # it may be this loop that was busy: what has come meanwhile is taken
+                    await asyncio.wait((task,), timeout=GRACE_S)
+            if not task.done():
+                raise TimeoutError
+            return task.result()
         finally:
             self._left -= loop.time() - begun
+            if not task.done():
+                task.add_done_callback(_forget)
+                task.cancel()
+
+
+def _forget(task: "asyncio.Future[Any]") -> None:
+    """Look at how a task that was given up has ended, so that nobody is warned that none did."""
+    if not task.cancelled():
+        task.exception()

@@ -1,6 +1,8 @@
 """Breakers: what is down is left alone, and tried by one call at a time."""
 
 import asyncio
+import socket
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -129,3 +131,18 @@ def test_patience_is_for_all_waits_together() -> None:
             await wait(asyncio.sleep(1))
 
     asyncio.run(story())
+
+
+def test_what_has_come_while_the_loop_was_busy_is_no_failure() -> None:
+    async def story() -> str:
+        loop = asyncio.get_running_loop()
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        there.send(b"reply")
+        loop.call_soon(time.sleep, 0.1)
+        answer = await Patience(0.02)(loop.sock_recv(here, 5))
+        here.close()
+        there.close()
+        return answer.decode()
+
+    assert asyncio.run(story()) == "reply"

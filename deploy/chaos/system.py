@@ -1,6 +1,5 @@
 """The system under the drill: Kafka, Valkey, two workers and the archive, each kept running by a keeper of its own."""
 
-import os
 import random
 import sys
 import threading
@@ -9,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from deploy.environment import settings_named
 from deploy.processes import Process, ServiceError
 from deploy.servers import KafkaServer, ValkeyServer, free_port
-from feature_repo.settings import Settings, settings
+from feature_repo.settings import Settings
 
 SESSION_TIMEOUT_MS = 3_000
 PARTITIONS = 4
@@ -125,17 +125,8 @@ class System:
         repo.mkdir()
         (repo / "feature_store.yaml").write_text(_YAML.read_text())
         (repo / "definitions.py").write_text(_DEFINITIONS)
-        before = {name: os.environ.get(name) for name in self.environment}
-        os.environ.update(self.environment)
-        settings.cache_clear()
-        try:
-            yield settings()
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
-            settings.cache_clear()
+        with settings_named(self.environment) as given:
+            yield given
 
     @contextmanager
     def servers(self) -> Iterator[None]:
