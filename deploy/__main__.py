@@ -52,6 +52,33 @@ def up(
 
 
 @commands.command()
+def daily() -> None:
+    """Do what is due once a day: batch features, online store, predictions made ahead. Repeating it changes nothing."""
+    from deploy.daily import Day
+    from deploy.daily import daily as run
+    from feature_repo.clock import clock_of
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.settings import settings
+
+    run(Day(open_store(settings()), settings(), clock_of(settings())), typer.echo)
+
+
+@commands.command()
+def schedule(
+    cron: Annotated[
+        str | None, typer.Option(help="Minute, hour, day, month, day of the week; UTC  [default: 30 3 * * *]")
+    ] = None,
+) -> None:
+    """Run `tiffin daily` by a cron line, until told to stop. Where Kubernetes or cron is at hand, let them do it."""
+    from deploy.schedule import CRON
+    from deploy.schedule import schedule as run
+    from feature_repo.settings import settings
+    from ingestion.__main__ import stopping
+
+    run(settings(), CRON if cron is None else cron, stopping(), lambda text: typer.echo(text, err=True))
+
+
+@commands.command()
 def drill(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The order history that was imported")],
     mapping: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Its mapping")],
@@ -90,6 +117,42 @@ def chaos(
     figures = run(kills, secrets.randbelow(2**31) if seed is None else seed, keep)
     typer.echo(json.dumps(figures))
     if any(figures[name] for name in ZERO):
+        raise typer.Exit(1)
+
+
+@commands.command("batch-kills")
+def batch_kills(
+    kills: Annotated[int, typer.Option(min=1, help="How many kills on each database; 200 are the full drill")] = 200,
+    url: Annotated[
+        str | None, typer.Option(help="An empty database of the drill's own; a SQLite and a PostgreSQL by default")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the dice; by chance if left out")] = None,
+) -> None:
+    """Kill batch jobs at random while readers read, and hold every answer against the one run it must be of.
+
+    Prints one JSON line a database; exits with 1 if any answer was not of one whole run, or of an older one.
+    """
+    import json
+    import secrets
+    import tempfile
+    from contextlib import ExitStack
+
+    from deploy.batch_kills import drill as run
+    from deploy.postgres import running_postgres
+    from models.stored import default_url
+
+    chosen = secrets.randbelow(2**31) if seed is None else seed
+    violations = 0
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="tiffin-kills-")))
+        urls = [url] if url else [default_url(folder), opened.enter_context(running_postgres())]
+        for place in urls:
+            figures = run(place, kills, chosen, lambda text: typer.echo(text, err=True))
+            violations += len(figures.violations)
+            line = {"database": place.partition(":")[0], **figures._asdict(), "seconds": round(figures.seconds, 1)}
+            shown = {"violations": len(figures.violations), "first": figures.violations[:5], "seed": chosen}
+            typer.echo(json.dumps(line | shown))
+    if violations:
         raise typer.Exit(1)
 
 

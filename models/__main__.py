@@ -1,4 +1,4 @@
-"""Commands of the models: training sets, training and registering."""
+"""Commands of the models: training sets, training and registering, predictions made ahead."""
 
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -141,6 +141,50 @@ def quality(
     moved = drift(settings(), in_use(Registry(settings().data / "models")), *span)
     if moved:
         Console().print(drift_table(moved))
+
+
+@commands.command("batch-predict")
+def batch_predict(
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(help="By what is known of this instant (UTC, floored to the hour); now by default"),
+    ] = None,
+) -> None:
+    """Predict every restaurant's delivery time for each hour of the coming day, and publish that as one run.
+
+    A run that was cut off goes on where it was; one that is published already changes nothing.
+    """
+    from feature_repo.clock import clock_of, iso, to_ms
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.progress_bar import bar
+    from feature_repo.settings import settings
+    from models.batch_predict import TIMEOUT_S, predict_etas
+    from models.stored import open_stored
+
+    moment = _utc(as_of)
+    as_of_ms = None if moment is None else to_ms(moment)
+    stored = open_stored(settings(), TIMEOUT_S)
+    with bar("predicting ahead") as advance:
+        done = predict_etas(open_store(settings()), settings(), stored, clock_of(settings()), advance, as_of_ms)
+    stored.close()
+    typer.echo(
+        f"run {done.run.run_id} as of {iso(done.run.as_of_ms)} by {done.run.model} {done.run.model_version}: "
+        f"{done.rows} rows, {done.written} of them written now, in {done.seconds:.1f} s "
+        f"({done.rows_per_second:,.0f} rows/s)"
+    )
+
+
+@commands.command()
+def runs() -> None:
+    """Show the runs of predictions made ahead, the last begun first; what readers see is marked by *."""
+    from feature_repo.settings import settings
+    from models.batch_predict import history_lines
+    from models.stored import KINDS, open_stored
+
+    stored = open_stored(settings())
+    for kind in KINDS:
+        typer.echo("\n".join(history_lines(kind, stored.history(kind), stored.current(kind))))
+    stored.close()
 
 
 def _bounds(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:
