@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from feast import FeatureStore
 from feast.value_type import ValueType
 
 from feature_repo.stores.duckdb_client import Connection
@@ -21,15 +22,40 @@ from feature_repo.stores.hindsight_sql import (
     served_rows_sql,
     windows_told_sql,
 )
-from feature_repo.stores.joins import Join, Span
+from feature_repo.stores.joins import Join, Span, joins_of
 from feature_repo.stores.log_homes import homes
 from feature_repo.stores.offline_sql import batch_sql
 from feature_repo.stores.presence_sql import presence_sql
-from feature_repo.stores.sources import relation
+from feature_repo.stores.sources import BadSource, relation
 from feature_repo.stores.stream_sql import nothing_sql
-from feature_repo.views import PresenceView, WindowView
+from feature_repo.views import BadDefinition, PresenceView, WindowView, compile_view, features_hash
+
+MOST = 5
+"""Events that are named, of a feature."""
 
 _KEYS = {ValueType.INT64: pa.int64(), ValueType.INT32: pa.int64(), ValueType.STRING: pa.string()}
+
+
+class Definition(NamedTuple):
+    """A view as the registry defines it: all of its features, and the hash of what they mean."""
+
+    join: Join
+    meaning: str
+
+
+def definitions_of(store: FeatureStore) -> dict[str, Definition]:
+    """Every view of the registry that history can be asked about, by name."""
+    found = {}
+    tables = [*store.list_feature_views(), *store.list_stream_feature_views()]
+    for table in tables:
+        try:
+            view = compile_view(table)
+            refs = [f"{table.name}:{feature}" for feature in view.features]
+            ((join,), _) = joins_of(store.config, store.registry, [table], refs, full=True)
+        except (BadDefinition, BadSource):  # nothing serves it, or nothing is kept of it
+            continue
+        found[view.name] = Definition(join, features_hash([(view, tuple(view.features))]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -144,9 +170,9 @@ def ask_stream(
         then, now = columns.get(f"{output}_then", nothing), columns.get(f"{output}_now", nothing)
         why = columns.get(f"{output}_why", [0] * len(rows_told))
         events = columns.get(f"{output}_events", [None] * len(rows_told))
-        for row, *values, bits, named in zip(rows_told, then, now, why, events, strict=True):
-            told = StreamAnswer(*values, bits or 0, [Event(**event) for event in named or ()])
-            answers[row][feature] = told  # type: ignore[index]  # all that were asked have one
+        for row, before, known, bits, named in zip(rows_told, then, now, why, events, strict=True):
+            told = StreamAnswer(before, known, bits or 0, [Event(**event) for event in (named or ())[:MOST]])
+            answers[row][feature] = told
     return answers
 
 

@@ -22,7 +22,6 @@ that was read; is of the order itself, and in the prefix."""
 
 _NEVER = 2**62  # later than any position
 _THEN, _NOW, _WHY, _EVENTS = "_then", "_now", "_why", "_events"
-_MOST = 5  # events that are named
 
 
 def events_sql(join: Join, span: Span, own: str) -> str | None:
@@ -59,7 +58,7 @@ def windows_told_sql(view: WindowView, join: Join, events: str, detail: bool) ->
 
 
 def placed_sql(view: PresenceView) -> str:
-    """The tables ``events`` and ``chains``, brought together: of each event and chain where it begins and ends to count.
+    """The tables ``events`` and ``chains``, brought together: where each event counts in each chain.
 
     A chain is a sequence of readings, of which each has at least the prefix and the instant of the one before. So what
     is true of time for one reader is true of the position in a chain: an event is in the prefix from ``folded`` on, has
@@ -158,4 +157,4 @@ def _cause(elsewhere: str, appended: str) -> str:
 
 
 def _named(event: str, appended: str, why: str) -> str:
-    return f"list({{'id': {event}, 'appended': {appended}, 'why': {why}}} ORDER BY {appended}, {event})[1:{_MOST}]"
+    return f"list({{'id': {event}, 'appended': {appended}, 'why': {why}}} ORDER BY {appended}, {event})"
