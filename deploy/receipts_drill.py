@@ -245,7 +245,7 @@ class _Drill:
 
     def _counted(self) -> tuple[float, float]:
         text = httpx.get(f"{api_url(self._given)}/metrics", timeout=_TIMEOUT_S).text
-        found = {name: 0.0 for name in _COUNTERS}
+        found = dict.fromkeys(_COUNTERS, 0.0)
         for line in text.splitlines():
             for name in _COUNTERS:
                 if line.startswith(f'tiffin_receipts_total{{outcome="{name}"}}'):

@@ -20,6 +20,7 @@ from ingestion.log import EventLog, LogConsumer, LogUnavailable, PositionGone, R
 POLL_MS = 200
 MAX_RECORDS = 5000
 _CHECK_EVERY_MS = 60_000
+_SILENT_POLLS = 50
 _BACKOFF_S = (0.1, 0.3, 1.0, 2.0, 5.0)
 
 logger = structlog.get_logger(__name__)
@@ -110,6 +111,24 @@ class Archiver:
         self._buffers.clear()
         self._astray.clear()
         self._homes.clear()
+
+    def catch_up(self, timeout_ms: int = POLL_MS) -> None:
+        """Archive all that is in the log by now, and publish it.
+
+        Raises LogUnavailable if the log does not give what it says it has, OSError if a file cannot be written.
+        """
+        ends: Mapping[TopicPartition, int] = {}
+        silent = 0
+        while silent < _SILENT_POLLS:
+            read = self.step(0 if ends else timeout_ms)
+            consumer = self._connected()
+            ends = ends or consumer.ends()
+            if ends and not self._astray and all(consumer.position(where) >= end for where, end in ends.items()):
+                self.flush()
+                if not self._astray:  # else another archiver came first, maybe not as far: read again
+                    return
+            silent = 0 if read else silent + 1
+        raise LogUnavailable(f"the log gave nothing more of {', '.join(self._topics)}, and has not given all it has")
 
     def run(self, stop: Callable[[], bool], timeout_ms: int = POLL_MS) -> None:
         """Archive until `stop()`, then flush and close. While the log or the disk fails it waits and tries again."""
@@ -226,6 +245,15 @@ class Archiver:
                     archived_below=consumer.position(where),
                     at=iso(now),
                 )
+
+
+def catch_up(log: EventLog, settings: Settings, clock: Clock, topics: Sequence[str]) -> None:
+    """Bring the archive of `topics` up to the log's end, beside any other archiver. Raises LogUnavailable, OSError."""
+    archiver = Archiver(log, settings, clock, topics)
+    try:
+        archiver.catch_up()
+    finally:
+        archiver.close()
 
 
 def _table(where: TopicPartition, taken: Sequence[tuple[Record, Event]]) -> object:

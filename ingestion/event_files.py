@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.clock import from_ms
 from feature_repo.settings import Settings
+from feature_repo.stores.log_homes import FIRST_LOG, FOLDER, THIS_LOG
 from feature_repo.stores.parquet_files import publish_file
 from ingestion.events import arrow_schema, event_type
 
@@ -33,7 +34,6 @@ HISTORY = -1
 DAY_MS = 86_400_000
 LAST_OFFSET = b"last_offset"
 FIRST_OFFSET = b"first_offset"
-_OWNER = "first-log"
 _FILE = re.compile(r"(history|\d+)-(\d+)\.parquet")
 
 
@@ -70,23 +70,20 @@ def log_home(settings: Settings, topic: str, identity: str) -> Path:
     server by now) a folder ``log=<hash>`` below it. Readers find the files of all of them.
     """
     folder = log_folder(settings, topic)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / _OWNER).exists():
-        mine = folder / f".{_OWNER}-{uuid.uuid4().hex}"
-        mine.write_text(identity)
-        with suppress(FileExistsError):
-            os.link(mine, folder / _OWNER)  # whole or not at all, and the first one stays
-        mine.unlink()
-    return find_log_home(settings, topic, identity)
+    _say_whose(folder / FIRST_LOG, identity)
+    home = find_log_home(settings, topic, identity)
+    if home != folder:
+        _say_whose(home / THIS_LOG, identity)
+    return home
 
 
 def find_log_home(settings: Settings, topic: str, identity: str) -> Path:
     """The same, for readers: nothing is made."""
     folder = log_folder(settings, topic)
-    owner = folder / _OWNER
+    owner = folder / FIRST_LOG
     if not owner.exists() or owner.read_text() == identity:
         return folder
-    return folder / f"log={hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return folder / f"{FOLDER}{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def publish_events(
@@ -163,6 +160,17 @@ def append_history(settings: Settings, topic: str, columns: Mapping[str, Any]) -
     for start, end in zip([0, *edges.tolist()], [*edges.tolist(), len(times)], strict=True):
         publish_events(settings, topic, table.slice(start, end - start), last_offset=first + end - 1)
     return len(times)
+
+
+def _say_whose(file: Path, identity: str) -> None:
+    """Write the identity, whole or not at all, unless one stands there: the first one stays."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        mine = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+        mine.write_text(identity)
+        with suppress(FileExistsError):
+            os.link(mine, file)
+        mine.unlink()
 
 
 def _last_offset(path: Path) -> int:

@@ -3,11 +3,14 @@
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from models.version_commands import commands as version_commands
+
+if TYPE_CHECKING:
+    from models.hindsight.compare import Sources
 
 commands = typer.Typer()
 commands.add_typer(version_commands, name="models", help="The versions of the models: which answers, which might.")
@@ -185,6 +188,101 @@ def runs() -> None:
     for kind in KINDS:
         typer.echo("\n".join(history_lines(kind, stored.history(kind), stored.current(kind))))
     stored.close()
+
+
+ArchiveOnly = Annotated[
+    bool, typer.Option("--archive-only", help="Take the archive as it is, without what the log has beyond it")
+]
+
+
+@commands.command()
+def replay(
+    prediction_id: Annotated[str, typer.Argument(help="The prediction_id of an answer")],
+    archive_only: ArchiveOnly = False,
+) -> None:
+    """Compute a prediction again from the log, and say of each feature whether it is the same, or why not.
+
+    Exits with 1 if anything cannot be explained.
+    """
+    from rich.console import Console
+
+    from feature_repo.settings import settings
+    from models.hindsight.replay import made_at, replay, shown
+
+    made_at(prediction_id)  # a wrong call is told at once
+    found = replay(settings(), _sources(archive_only), prediction_id)
+    Console().print(shown(found))
+    if not found.explained:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def audit(
+    since: Annotated[datetime, typer.Option(help="Predictions from here (UTC)")],
+    until: Annotated[datetime | None, typer.Option(help="... and before here; up to now by default")] = None,
+    sample: Annotated[float, typer.Option(min=0.0001, max=1.0, help="This share of the restaurants")] = 0.1,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="The mismatch ratio that is let pass")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Which restaurants")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of tables")] = False,
+    archive_only: ArchiveOnly = False,
+) -> None:
+    """Compute many predictions again, and count why features are not what is known now; exits with 1 if too many are
+    not what the log says.
+    """
+    from rich.console import Console
+
+    from feature_repo.clock import clock_of, to_ms
+    from feature_repo.progress_bar import bar
+    from feature_repo.settings import settings
+    from models.hindsight.audit import ParityBroken, audit, shown, write_metrics
+
+    now = clock_of(settings())()
+    begin, end = to_ms(since.replace(tzinfo=UTC)), now if until is None else to_ms(until.replace(tzinfo=UTC))
+    sources = _sources(archive_only)
+    with bar("computing predictions again") as advance:
+        report = audit(settings(), sources, begin, end, sample, seed, advance=advance)
+    write_metrics(report, settings().data / "metrics" / "parity.prom", now)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        Console().print(shown(report))
+        typer.echo(f"mismatch ratio {report.ratio:.6g} of {report.compared} features compared")
+        for bug in report.bugs:
+            said = f"served {bug.served!r}, by its reading {bug.then!r}: {bug.reason}"
+            typer.echo(f"bug: {bug.prediction_id} {bug.feature}: {said}")
+        if report.unreadable:
+            typer.echo(f"{report.unreadable} predictions have no receipt that can be read")
+    if report.ratio > threshold:
+        raise ParityBroken(f"mismatch ratio {report.ratio:.6g} of {report.compared} features is above {threshold}")
+
+
+def _sources(archive_only: bool) -> "Sources":
+    """What predictions are held against, with the archive brought up to the log's end."""
+    from feature_repo.clock import clock_of
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.settings import settings
+    from feature_repo.stores.hindsight import definitions_of
+    from ingestion.archive import catch_up
+    from ingestion.event_files import covered, log_folder
+    from ingestion.events import ARCHIVED
+    from ingestion.log import open_log
+    from models.hindsight.answers import Answers
+    from models.hindsight.compare import Sources
+    from models.registry import Registry
+
+    if not archive_only:
+        log = open_log(settings())
+        try:
+            catch_up(log, settings(), clock_of(settings()), list(ARCHIVED))
+        finally:
+            log.close()
+    return Sources(
+        definitions_of(open_store(settings())),
+        Answers(Registry(settings().data / "models")),
+        (lambda topic, home: covered(settings(), topic, log_folder(settings(), topic) / home))
+        if archive_only
+        else None,
+    )
 
 
 def _bounds(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:

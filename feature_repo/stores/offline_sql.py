@@ -12,10 +12,12 @@ from feature_repo.stores.sources import Source, null_of, relation
 from feature_repo.stores.stream_sql import stream_sql
 from feature_repo.views import BatchView
 
+_VERSION = ("__event", "__created")
+
 
 def join_sql(join: Join, span: Span) -> str:
     """The query for one view."""
-    return _batch(join, span) if isinstance(join.view, BatchView) else stream_sql(join, span)
+    return batch_sql(join, span) if isinstance(join.view, BatchView) else stream_sql(join, span)
 
 
 def newest_rows_sql(source: Source, view: BatchView, files: Sequence[Path], first_us: int, last_us: int) -> str:
@@ -35,8 +37,10 @@ def newest_rows_sql(source: Source, view: BatchView, files: Sequence[Path], firs
     )
 
 
-def _batch(join: Join, span: Span) -> str:
+def batch_sql(join: Join, span: Span, versions: bool = False) -> str:
     """The newest row that was known and not after the instant, unless it is older than the TTL.
+
+    With `versions` also the row's ``__event`` and ``__created`` (µs), whatever its age; null if there is none.
 
     A row is known from its event time on or, by arrival, from its created time if that is later. In the order of
     becoming known only those rows matter that are newer than every one before: each is the answer until the next.
@@ -45,6 +49,7 @@ def _batch(join: Join, span: Span) -> str:
     files = source.files()
     if not files:
         nulls = [f"{null_of(join.view.features[f])} AS {identifier(output)}" for f, output in join.features]
+        nulls += [f"CAST(NULL AS BIGINT) AS {name}" for name in (_VERSION if versions else ())]
         return f"SELECT __row, {', '.join(nulls)} FROM entity_rows"
     values = [f"{source.column(feature)} AS f{i}" for i, (feature, _) in enumerate(join.features)]
     event = source.micros(source.time)
@@ -62,6 +67,7 @@ def _batch(join: Join, span: Span) -> str:
     answers = f"FROM ({placed}) QUALIFY place = max(place) OVER ({partitioned(join.key_names)} ORDER BY known)"
     alive = f"r.__event >= e.__us - {join.ttl_us}" if join.ttl_us else "true"
     features = [f"CASE WHEN {alive} THEN r.f{i} END AS {identifier(o)}" for i, (_, o) in enumerate(join.features)]
+    features += [f"r.{name}" for name in (_VERSION if versions else ())]
     return (
         f"SELECT e.__row, {', '.join(features)} FROM entity_rows e ASOF LEFT JOIN ({answers}) r "
         f"ON {' AND '.join([*join.equal('e', 'r'), 'e.__us >= r.known'])}"

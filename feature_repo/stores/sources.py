@@ -84,6 +84,11 @@ class Source:
             )
         return table
 
+    def has(self, name: str) -> bool:
+        """Whether the files have this column."""
+        files = self.files()
+        return bool(files) and self.mapping.get(name, name) in pq.read_schema(files[-1]).names
+
     def column(self, name: str) -> str:
         """A column's quoted name in the files; the join key of views without entities is in none, and everywhere ''."""
         if name == DUMMY_ENTITY_ID:

@@ -1,7 +1,8 @@
-"""The SQL of stream features over the event log: windows and presence. Each query gives ``__row`` and the features.
+"""The SQL of stream features over the event log: windows, and what counts. Each query gives ``__row`` and the features.
 
 What a window means is said in `feature_repo.windows`, what a presence in `feature_repo.views`; here the same is
-computed from the event log alone, never from tiles. `feature_repo.stores.joins` says what it works on.
+computed from the event log alone, never from tiles. `feature_repo.stores.joins` says what it works on; presence is in
+`feature_repo.stores.presence_sql`, what a prefix of the log says in `feature_repo.stores.hindsight_sql`.
 
 **Once.** An event counts once a partition: the same ``event_id`` there at a higher offset is a repeat. If its event
 time is later than that of every one before by more than the topic's memory (the longest reach of its views and
@@ -14,12 +15,31 @@ time on, and one of history until the log's own comes. Append times are taken no
 repeat is never known before its original.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from feature_repo.clock import from_ms
 from feature_repo.stores.duckdb_client import identifier, literal
-from feature_repo.stores.joins import Join, Span, partitioned
+from feature_repo.stores.joins import Join, Span
+from feature_repo.stores.presence_sql import presence_sql
 from feature_repo.stores.sources import Source, null_of, relation
 from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
 from feature_repo.windows import DISTINCT_BOUND, SCALE, Aggregate
+
+
+class Way(NamedTuple):
+    """A way to count: what is put behind the features' names, and which events ``e`` count for an entity row ``a``."""
+
+    suffix: str = ""
+    counts: str = "true"
+
+
+class Told(NamedTuple):
+    """What else is told of a feature: the suffix of its column, and an aggregate over the pairs of ``a`` and ``e``."""
+
+    suffix: str
+    aggregate: str
+    where: str = "true"
 
 
 def stream_sql(join: Join, span: Span) -> str:
@@ -27,10 +47,59 @@ def stream_sql(join: Join, span: Span) -> str:
     assert isinstance(join.view, StreamView)
     logs = [events for topic in range(len(join.sources)) if (events := _events(join, topic, span))]
     if not logs:
-        return _nothing(join)
+        return nothing_sql(join)
     if isinstance(join.view, WindowView):
-        return _windows(join.view, join, logs[0])
-    return _presence(join.view, join, " UNION ALL ".join(f"({events})" for events in logs))
+        return windows_sql(join.view, join, logs[0])
+    events = " UNION ALL ".join(f"({events})" for events in logs)
+    return presence_sql(join.view, join, f"SELECT *, t + {join.view.ttl} AS last FROM ({events})")
+
+
+def records_sql(join: Join, topic: int, span: Span, more: Sequence[str] = ()) -> str | None:
+    """One topic's records that can matter, repeats and all; None if it has no files.
+
+    ``t``: event time, ``appended``: append time, both in ms; ``part``, ``o``: where it lies; ``id``; and `more`.
+    """
+    assert isinstance(join.view, StreamView)
+    source, memory = join.sources[topic], join.memories[topic]
+    since, until = reached(join, span)
+    files = source.files(from_ms(since - memory).date(), from_ms(until).date() if span.arrival else None)
+    if not files:
+        return None
+    time, appended = _ms(source, source.time), _ms(source, source.created or source.time)
+    read = source.within(source.time, (since - memory) * 1000, None)
+    if span.arrival and source.created:
+        read += f" AND {source.within(source.created, None, span.last)}"
+    else:
+        matter = source.within(source.time, since * 1000, until * 1000)
+        last = f"SELECT max({appended}) FROM {relation(files)} WHERE {matter}"  # later ones are no originals of these
+        read += f" AND {time} <= greatest({until + memory}, ({last}))"
+    return (
+        f"SELECT {', '.join([*join.keys_of(source), *_values(join, topic), *more])}, {time} AS t, "
+        f'{appended} AS appended, "partition" AS part, "offset" AS o, event_id AS id '
+        f"FROM {relation(files)} WHERE {read}"
+    )
+
+
+def reached(join: Join, span: Span) -> tuple[int, int]:
+    """The first and the last event time (ms) that can count for a stream view in a span."""
+    assert isinstance(join.view, StreamView)
+    return span.first_ms - join.view.reach, span.last_ms
+
+
+def is_first(within: str, memory: int) -> str:
+    """The condition that a record is no repeat; ids are repeated `within` these columns."""
+    return (
+        f"o = min(o) OVER (PARTITION BY {within}, id ORDER BY t "
+        f"RANGE BETWEEN {memory} PRECEDING AND UNBOUNDED FOLLOWING)"
+    )
+
+
+def logged(memory: int) -> str:
+    """When an event of history was appended to the log, too; null if it never was."""
+    return (
+        "min(appended) FILTER (WHERE part >= 0) OVER (PARTITION BY id ORDER BY t "
+        f"RANGE BETWEEN {memory} PRECEDING AND {memory} FOLLOWING)"
+    )
 
 
 def _events(join: Join, topic: int, span: Span) -> str | None:
@@ -39,32 +108,14 @@ def _events(join: Join, topic: int, span: Span) -> str | None:
     ``t``: event time, ``known``: when it becomes known, ``gone``: from when it counts no more, or null; all in ms.
     ``p``, ``o``: where it lies, partitions of later topics being the higher.
     """
-    assert isinstance(join.view, StreamView)
-    source, memory = join.sources[topic], join.memories[topic]
-    since, until = span.first_ms - join.view.reach, span.last_ms
-    files = source.files(from_ms(since - memory).date(), from_ms(until).date() if span.arrival else None)
-    if not files:
+    records = records_sql(join, topic, span)
+    if records is None:
         return None
-    time, appended = _ms(source, source.time), _ms(source, source.created or source.time)
-    read = source.within(source.time, (since - memory) * 1000, None)
-    if span.arrival and source.created:
-        read += f" AND {source.within(source.created, None, span.last)}"
+    memory, (since, until) = join.memories[topic], reached(join, span)
+    known, also_logged, gone = "t", "logged IS NULL", "CAST(NULL AS BIGINT)"
+    if span.arrival and join.sources[topic].created:
         known, also_logged, gone = "appended", "coalesce(logged > appended, true)", "logged"
-    else:
-        matter = source.within(source.time, since * 1000, until * 1000)
-        last = f"SELECT max({appended}) FROM {relation(files)} WHERE {matter}"  # later ones are no originals of these
-        read += f" AND {time} <= greatest({until + memory}, ({last}))"
-        known, also_logged, gone = "t", "logged IS NULL", "CAST(NULL AS BIGINT)"
-    events = (
-        f"SELECT {', '.join([*join.keys_of(source), *_values(join, topic)])}, {time} AS t, {appended} AS appended, "
-        f'"partition" AS part, "offset" AS o, event_id AS id FROM {relation(files)} WHERE {read}'
-    )
-    once = (
-        "SELECT *, min(appended) FILTER (WHERE part >= 0) OVER (PARTITION BY id ORDER BY t "
-        f"RANGE BETWEEN {memory} PRECEDING AND {memory} FOLLOWING) AS logged FROM ({events}) "
-        "QUALIFY o = min(o) OVER (PARTITION BY part, id ORDER BY t "
-        f"RANGE BETWEEN {memory} PRECEDING AND UNBOUNDED FOLLOWING)"
-    )
+    once = f"SELECT *, {logged(memory)} AS logged FROM ({records}) QUALIFY {is_first('part', memory)}"
     return (
         f"SELECT * EXCLUDE (appended, part, id, logged), {known} AS known, {topic << 16} + part AS p, "
         f"CASE WHEN part < 0 THEN {gone} END AS gone FROM ({once}) "
@@ -93,13 +144,17 @@ def _aggregates(join: Join) -> list[tuple[Aggregate, str]]:
     return [(by_name[feature], output) for feature, output in join.features]
 
 
-def _windows(view: WindowView, join: Join, events: str) -> str:
+def windows_sql(
+    view: WindowView, join: Join, events: str, ways: Sequence[Way] = (Way(),), told: Sequence[Told] = ()
+) -> str:
     """An event counts at the instants from when it is known to the end of the last hop whose window reaches it.
 
     So windows are a join of instants with such intervals, and plain aggregates over it, which is right for every
     function and for events that come late; frames over the events' order are neither. Instants and intervals
     are matched by stretches of time as long as an interval, of which one lies in two, sometimes three: what is looked
     at is about twice what counts, however long the history, and DuckDB spills what its memory does not hold.
+
+    Each of the `ways` gives each feature once, and all that is `told` is told of the events that any way may count.
     """
     aggregates = _aggregates(join)
     hop, longest = view.layout.hop, max(a.window for a, _ in aggregates)
@@ -107,8 +162,14 @@ def _windows(view: WindowView, join: Join, events: str) -> str:
     parts, results = [], []
     for i, (a, output) in enumerate(aggregates):
         within = "true" if a.window == longest else f"e.t >= {_floor('a.__ms', hop)} - {a.window}"
-        parts += [f"{part} FILTER (WHERE e.v{i} IS NOT NULL AND {within}) AS {name}{i}" for name, part in _parts(a, i)]
-        results.append(f"{result_sql(a.function, f'n{i}', f'x{i}', f'q{i}')} AS {identifier(output)}")
+        found = f"e.v{i} IS NOT NULL AND {within}"
+        for w, (suffix, counts) in enumerate(ways):
+            n, x, q = (f"{part}{i}_{w}" for part in "nxq")
+            parts += [f"{p} FILTER (WHERE {found} AND {counts}) AS {name}{i}_{w}" for name, p in _parts(a, i)]
+            results.append(f"{result_sql(a.function, n, x, q)} AS {identifier(output + suffix)}")
+        for suffix, aggregate, where in told:
+            parts.append(f"{aggregate} FILTER (WHERE {found} AND {where}) AS {identifier(output + suffix)}")
+            results.append(identifier(output + suffix))
     met = " AND ".join([*join.equal("a", "e"), "a.stretch = e.stretch", "e.known <= a.__ms", "a.__ms < e.stop"])
     no_key = " OR ".join(f"{key} IS NULL" for key in join.key_names) or "false"
     return (
@@ -158,36 +219,7 @@ def result_sql(function: str, n: str, x: str, q: str) -> str:
     }.get(function, f"{whole} / {SCALE}")
 
 
-def _presence(view: PresenceView, join: Join, events: str) -> str:
-    """A member's latest event of those known holds until a later one is known, or for the TTL; counts are running sums.
-
-    In the order of becoming known only those events matter that are later than every one before.
-    """
-    keys = join.key_names
-    step = ", ".join([*keys, "state", "moment"])
-    ctes = [
-        f"events AS ({events})",
-        "placed AS (SELECT *, row_number() OVER (PARTITION BY member ORDER BY t, p, o) AS place FROM events)",
-        "latest AS (FROM placed QUALIFY place = max(place) OVER (PARTITION BY member ORDER BY known))",
-        "spells AS (SELECT *, least(t + "
-        f"{view.ttl}, lead(known) OVER (PARTITION BY member ORDER BY known) - 1) AS until FROM latest)",
-        f"steps AS (SELECT {step}, sum(step) AS step FROM ("
-        "SELECT *, known AS moment, 1 AS step FROM spells WHERE until >= known UNION ALL "
-        f"SELECT *, until + 1, -1 FROM spells WHERE until >= known) GROUP BY {step})",
-        f"counts AS (SELECT *, sum(step) OVER ({partitioned([*keys, 'state'])} ORDER BY moment) AS n FROM steps)",
-        f"asked AS (FROM entity_rows WHERE {join.whole})",
-    ]
-    joined, features = [], []
-    for i, (feature, output) in enumerate(join.features):
-        at = " AND ".join([*join.equal("e", "r"), "e.__ms >= r.moment"])
-        counted = f"SELECT * FROM counts WHERE state = {literal(view.counts[feature])}"
-        ctes.append(f"f{i} AS (SELECT e.__row, r.n FROM asked e ASOF LEFT JOIN ({counted}) r ON {at})")
-        joined.append(f"JOIN f{i} USING (__row)" if i else "f0")
-        features.append(f"CAST(coalesce(f{i}.n, 0) AS BIGINT) AS {identifier(output)}")
-    return f"WITH {', '.join(ctes)} SELECT __row, {', '.join(features)} FROM {' '.join(joined)}"
-
-
-def _nothing(join: Join) -> str:
+def nothing_sql(join: Join) -> str:
     """No files: windows and presence are what they are over no events."""
     empty = {"count": "CAST(0 AS BIGINT)", "count_distinct": "CAST(0 AS BIGINT)", "sum": "CAST(0 AS DOUBLE)"}
     if isinstance(join.view, PresenceView):
