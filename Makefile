@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 KILLS ?= 200
 CASES ?= 1000000
+PREDICTIONS ?= 100000
 
 # Bytecode makes Feast's import twice as fast; an environment that forbids it would slow every command down.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo up test parity check format services services-down chaos batch-kills feast-suites lock clean
+.PHONY: help demo up test parity check format services services-down chaos ladder receipts batch-kills feast-suites lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +46,12 @@ chaos: $(READY) ## kill everything at random under load, KILLS=200 times, and co
 
 batch-kills: $(READY) ## kill batch jobs at random while readers read, KILLS=200 times on SQLite and on PostgreSQL
 	@$(BIN)/tiffin batch-kills --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+ladder: $(READY) ## take away under load what predictions stand on, and see which rung answers
+	@$(BIN)/tiffin ladder
+
+receipts: $(READY) ## PREDICTIONS=100000 under load: each has a receipt, and each receipt replays
+	@$(BIN)/tiffin receipts-drill --predictions $(PREDICTIONS)
 
 feast-suites: $(READY) ## Feast's own test suites on our stores, and on its own: FEAST_SRC=a source tree of Feast 0.67
 	@$(BIN)/tiffin feast-suites "$(FEAST_SRC)"

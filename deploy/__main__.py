@@ -157,6 +157,38 @@ def batch_kills(
 
 
 @commands.command()
+def ladder(
+    hold: Annotated[float, typer.Option(min=0.5, help="Seconds that each rung is held for")] = 5.0,
+) -> None:
+    """Stop, freeze, kill and take away what predictions stand on, under load, and see which rung answers.
+
+    Prints one JSON line; exits with 1 if another rung answers than should, or a request fails. Needs a real Kafka,
+    which is started here, as is all else: in a temporary folder, on ports of its own.
+    """
+    import json
+
+    from deploy.ladder import ladder as run
+
+    typer.echo(json.dumps(run(lambda text: typer.echo(text, err=True), hold)))
+
+
+@commands.command()
+def receipts_drill(
+    predictions: Annotated[int, typer.Option(min=100, help="How many; 100,000 are the full drill")] = 100_000,
+) -> None:
+    """Ask for many predictions, see that each has a receipt or is counted as dropped, and replay every one.
+
+    Prints one JSON line; exits with 1 if a receipt is missing, or anything that was served is not what the log says.
+    Starts everything that it needs, as `tiffin ladder` does.
+    """
+    import json
+
+    from deploy.receipts_drill import receipts as run
+
+    typer.echo(json.dumps(run(lambda text: typer.echo(text, err=True), predictions)))
+
+
+@commands.command()
 def services(
     action: Annotated[Literal["up", "down", "status"], typer.Argument()],
     kafka_port: Annotated[int, typer.Option(min=1, max=65535)] = 9092,

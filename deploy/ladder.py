@@ -7,6 +7,7 @@ there is nothing left to answer from.
 
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -14,12 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from deploy.bootstrap import CITY_SEED
 from deploy.processes import Process, wait
 from deploy.servers import ValkeyServer
+from deploy.whole_system import Say, whole_system
 from feature_repo.settings import Settings
+from ingestion.city import City
 
 NOTHING_LEFT = "503"
 _TURN_S = 60.0
@@ -132,6 +137,28 @@ def _turn(load: Load, name: str, act: Callable[[], object], expected: str, hold_
     if name not in ("all is well", "stored table back") and set(phase.turning) - allowed:
         raise LadderError(f"{name}: on the way there were {dict(phase.turning)}")
     return phase
+
+
+def ladder(say: Say, hold_s: float) -> dict[str, Any]:
+    """The ladder climbed on a system of its own: of each phase the answers by rung, and the longest waits in ms.
+
+    Raises LadderError.
+    """
+    with tempfile.TemporaryDirectory(prefix="tiffin-ladder-") as folder, whole_system(Path(folder), say) as system:
+        given, valkey = system
+        restaurants = [r.restaurant_id for r in City.build(CITY_SEED).restaurants]
+        phases = climb(given, valkey, Path(folder), restaurants, hold_s)
+        budget = given.budget_ms
+    shown = {}
+    for phase in phases:
+        times = sorted(phase.seconds)
+        shown[phase.name] = {
+            "on_the_way": dict(phase.turning),
+            "settled": dict(phase.settled),
+            "p50_ms": round(1000 * times[len(times) // 2], 1),
+            "max_ms": round(1000 * times[-1], 1),
+        }
+    return {"budget_ms": budget, "phases": shown}
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Every answer has a receipt, and every receipt replays: shown under load.
 
-Predictions are asked for as fast as a few clients can, over HTTP. Each answered one must have its receipt in the log, or
-be in the counter of what was dropped. Then all of them are audited: first those that were made while no events came,
-which must be equal feature by feature to what is known now; then again after late events were pushed on purpose, which
-must be named; then those that were made while events streamed in.
+Predictions are asked for as fast as a few clients can, over HTTP. Each answered one must have its receipt in the log,
+or be in the counter of what was dropped. Then all of them are audited: first those that were made while no events came,
+which must be equal, feature by feature, to what is known now; then again after late events were pushed on purpose,
+which must be named; then those that were made while events streamed in.
 """
 
 import random
@@ -11,20 +11,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 
-from deploy.bootstrap import CITY_SEED, bootstrap
+from deploy.bootstrap import CITY_SEED
 from deploy.chaos.truth import read_log
-from deploy.environment import settings_named
-from deploy.ladder import LadderError, climb
 from deploy.processes import Process, wait
-from deploy.servers import KafkaServer, ValkeyServer, free_port
+from deploy.whole_system import Say, whole_system
 from feature_repo.clock import clock_of
 from feature_repo.settings import Settings
 from feature_repo.stores.hindsight import definitions_of
@@ -49,61 +46,10 @@ _MINUTE_MS = 60_000
 _WAIT_S = 120.0
 _TIMEOUT_S = 60.0
 _COUNTERS = ("logged", "dropped")
-Say = Callable[[str], None]
 
 
 class DrillError(RuntimeError):
     """The drill did not show what it should."""
-
-
-@contextmanager
-def whole_system(home: Path, say: Say) -> Iterator[tuple[Settings, ValkeyServer]]:
-    """Kafka and Valkey of their own below `home`, and a repository folder with the city's history and models."""
-    kafka, valkey = KafkaServer(home / "kafka", free_port()), ValkeyServer(home / "valkey", free_port())
-    repo, source = home / "repo", Path(__file__).parent.parent / "feature_repo"
-    repo.mkdir()
-    (repo / "feature_store.yaml").write_text((source / "feature_store.yaml").read_text())
-    (repo / "definitions.py").write_text("from feature_repo.definitions import *\n")
-    named = {
-        "TIFFIN_REPO": str(repo),
-        "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-        "REDIS_URL": f"redis://127.0.0.1:{valkey.port}/0",
-        "TIFFIN_PREDICTIONS_URL": "",
-        "TIFFIN_TOPIC_PREFIX": "",
-        "TIFFIN_PORT": str(free_port()),
-        "TIFFIN_CLOCK_START": "",
-    }
-    try:
-        kafka.start()
-        valkey.start()
-        with settings_named(named) as given:
-            bootstrap(given, say)
-            yield given, valkey
-    finally:
-        kafka.stop()
-        valkey.stop()
-
-
-def ladder(say: Say, hold_s: float) -> dict[str, Any]:
-    """The ladder climbed on a system of its own: of each phase the answers by rung, and the longest waits in ms.
-
-    Raises LadderError.
-    """
-    with tempfile.TemporaryDirectory(prefix="tiffin-ladder-") as folder, whole_system(Path(folder), say) as system:
-        given, valkey = system
-        restaurants = [r.restaurant_id for r in City.build(CITY_SEED).restaurants]
-        phases = climb(given, valkey, Path(folder), restaurants, hold_s)
-        budget = given.budget_ms
-    shown = {}
-    for phase in phases:
-        times = sorted(phase.seconds)
-        shown[phase.name] = {
-            "on_the_way": dict(phase.turning),
-            "settled": dict(phase.settled),
-            "p50_ms": round(1000 * times[len(times) // 2], 1),
-            "max_ms": round(1000 * times[-1], 1),
-        }
-    return {"budget_ms": budget, "phases": shown}
 
 
 def receipts(say: Say, count: int) -> dict[str, Any]:
@@ -294,6 +240,3 @@ class _Client(threading.Thread):
 def _shown(report: AuditReport) -> dict[str, Any]:
     causes = {verdict.value: count for verdict, count in report.causes.items() if count}
     return {"audited": report.receipts, "compared": report.compared, "causes": causes, "mismatch_ratio": report.ratio}
-
-
-__all__ = ["DrillError", "LadderError", "ladder", "receipts", "whole_system"]

@@ -275,6 +275,15 @@ class StoredPredictions:
         run = Run(*found[0][3:]) if found else None
         return run, {row[0]: (row[1], row[2]) for row in found if row[0] is not None}
 
+    def eta_of_run(self, run_id: str, restaurant_id: int, hour: int) -> tuple[float, float] | None:
+        """What a run said of a restaurant in an hour, published or not; None if its rows are no longer kept."""
+        with self._reading() as connection:
+            if connection is None:
+                return None
+            theirs = (_etas.c.run_id == run_id) & (_etas.c.restaurant_id == restaurant_id) & (_etas.c.hour == hour)
+            found = connection.execute(sa.select(_etas.c.eta_minutes, _etas.c.eta_minutes_p90).where(theirs)).first()
+        return None if found is None else (found[0], found[1])
+
     def picks(self, customer_id: int) -> StoredPicks | None:
         """What the published run has picked for a customer."""
         if not -_LARGEST_ID <= customer_id < _LARGEST_ID:
