@@ -120,7 +120,7 @@ class Archiver:
         ends: Mapping[TopicPartition, int] = {}
         silent = 0
         while silent < _SILENT_POLLS:
-            read = self.step(0 if ends else timeout_ms)
+            read = self.step(timeout_ms)
             consumer = self._connected()
             ends = ends or consumer.ends()
             if ends and not self._astray and all(consumer.position(where) >= end for where, end in ends.items()):

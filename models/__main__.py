@@ -1,5 +1,6 @@
 """Commands of the models: training sets, training and registering, predictions made ahead."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -258,6 +259,8 @@ def audit(
 
 def _sources(archive_only: bool) -> "Sources":
     """What predictions are held against, with the archive brought up to the log's end."""
+    from contextlib import closing
+
     from feature_repo.clock import clock_of
     from feature_repo.feast_quietly import open_store
     from feature_repo.settings import settings
@@ -270,19 +273,15 @@ def _sources(archive_only: bool) -> "Sources":
     from models.hindsight.compare import Sources
     from models.registry import Registry
 
-    if not archive_only:
-        log = open_log(settings())
-        try:
+    known, reach = definitions_of(open_store(settings())), None
+    if archive_only:
+
+        def reach(topic: str, home: str) -> Mapping[int, int]:
+            return covered(settings(), topic, log_folder(settings(), topic) / home)
+    else:
+        with closing(open_log(settings())) as log:
             catch_up(log, settings(), clock_of(settings()), list(ARCHIVED))
-        finally:
-            log.close()
-    return Sources(
-        definitions_of(open_store(settings())),
-        Answers(Registry(settings().data / "models")),
-        (lambda topic, home: covered(settings(), topic, log_folder(settings(), topic) / home))
-        if archive_only
-        else None,
-    )
+    return Sources(known, Answers(Registry(settings().data / "models")), reach)
 
 
 def _bounds(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:

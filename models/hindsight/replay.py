@@ -1,4 +1,4 @@
-"""One prediction, computed again: what was served of each feature, what its own reading gives, and what is known now."""
+"""One prediction, computed again: of each feature what was served, what its own reading gives, what is known now."""
 
 import re
 from dataclasses import dataclass
@@ -82,7 +82,9 @@ def shown(replay: Replay) -> Group:
     prediction = replay.prediction
     of = ", ".join(f"{name} {key}" for name, key in prediction.receipt.keys.items()) or prediction.restaurant_id
     title = f"{prediction.event_id}: {of} at {iso(prediction.at)}, {prediction.mode}, {prediction.model_version}"
-    table = Table("feature", "served", "by its reading", "known now", "verdict", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for heading in ("feature", "served", "by its reading", "known now", "verdict"):
+        table.add_column(heading, overflow="fold")
     notes: list[str] = []
     for finding in replay.findings:
         values = (_text(v) for v in (finding.served, finding.then, finding.now))
