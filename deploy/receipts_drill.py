@@ -38,6 +38,7 @@ from models.hindsight.compare import Sources
 from models.hindsight.verdicts import Verdict
 from models.receipt import prediction_from
 from models.registry import Registry
+from models.stored import open_stored
 
 CLIENTS = 4
 BATCH = 50
@@ -152,7 +153,9 @@ class _Drill:
             from feature_repo.feast_quietly import open_store  # noqa: PLC0415  # Feast takes seconds
 
             models = Registry(self._given.data / "models")
-            self._sources = Sources(definitions_of(open_store(self._given)), Answers(models))
+            self._sources = Sources(
+                definitions_of(open_store(self._given)), Answers(models, open_stored(self._given).eta_of_run)
+            )
         began = time.monotonic()
         report = audit(self._given, self._sources, since, until)
         self._say(f"audited {report.receipts} predictions in {time.monotonic() - began:.0f} s: {dict(report.causes)}")

@@ -272,6 +272,7 @@ def _sources(archive_only: bool) -> "Sources":
     from models.hindsight.answers import Answers
     from models.hindsight.compare import Sources
     from models.registry import Registry
+    from models.stored import open_stored
 
     known, reach = definitions_of(open_store(settings())), None
     if archive_only:
@@ -281,7 +282,8 @@ def _sources(archive_only: bool) -> "Sources":
     else:
         with closing(open_log(settings())) as log:
             catch_up(log, settings(), clock_of(settings()), list(ARCHIVED))
-    return Sources(known, Answers(Registry(settings().data / "models")), reach)
+    stored = open_stored(settings())
+    return Sources(known, Answers(Registry(settings().data / "models"), stored.eta_of_run), reach)
 
 
 def _bounds(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:
