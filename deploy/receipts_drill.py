@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ class _Drill:
         if events:
             pushing.join()
         ids = [one for client in clients for one in client.ids]
+        modes = sum((client.modes for client in clients), Counter[str]())
         problems = sum(client.problems for client in clients)
         waited = wait(lambda: sum(self._counted()) - sum(before) >= len(ids), _WAIT_S)
         logged, dropped = (now - then for now, then in zip(self._counted(), before, strict=True))
@@ -137,6 +139,7 @@ class _Drill:
             )
         return {
             "predictions": len(ids),
+            "modes": dict(modes),
             "problems": problems,
             "a_second": round(len(ids) / seconds),
             "logged": int(logged),
@@ -216,6 +219,7 @@ class _Client(threading.Thread):
         super().__init__(daemon=True)
         self._url, self._city, self._count, self._dice = api_url(given), city, count, random.Random(seed)
         self.ids: list[str] = []
+        self.modes: Counter[str] = Counter()
         self.problems = 0
 
     def run(self) -> None:
@@ -236,6 +240,7 @@ class _Client(threading.Thread):
         for answer in answers:
             if "prediction_id" in answer:
                 self.ids.append(answer["prediction_id"])
+                self.modes[answer["mode"]] += 1
             else:
                 self.problems += 1
 

@@ -40,10 +40,10 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", alias="TIFFIN_HOST")
     port: int = Field(default=8088, ge=0, le=65535, alias="TIFFIN_PORT")
 
-    budget_ms: int = Field(default=500, ge=10, le=60_000, alias="TIFFIN_BUDGET_MS")
+    budget_ms: int = Field(default=250, ge=10, le=60_000, alias="TIFFIN_BUDGET_MS")
     """So long a prediction may wait for stores in all; what computing takes comes on top."""
 
-    read_timeout_ms: int = Field(default=200, ge=1, le=60_000, alias="TIFFIN_READ_TIMEOUT_MS")
+    read_timeout_ms: int = Field(default=100, ge=1, le=60_000, alias="TIFFIN_READ_TIMEOUT_MS")
     """So long of it for the online store: a slower one is a store that is down."""
 
     stored_max_age_hours: int = Field(default=48, ge=1, alias="TIFFIN_STORED_MAX_AGE_HOURS")

@@ -9,7 +9,7 @@ import structlog
 from serving.metrics import BREAKER_OPEN
 
 T = TypeVar("T")
-GRACE_S = 0.01
+TICKS = 10
 logger = structlog.get_logger(__name__)
 
 FAILURES = 3
@@ -82,25 +82,27 @@ class Breaker:
 
 
 class Patience:
-    """How long one request is willing to wait for something, in all: `seconds`, however often it asks."""
+    """How long one request is willing to wait for something, in all: `seconds`, however often it asks.
+
+    It waits in `TICKS` parts, and a part counts as no more than its length: the rest was the event loop's own work for
+    others, which is not the fault of what is waited for.
+    """
 
     def __init__(self, seconds: float) -> None:
-        self._left = seconds
+        self._left, self._tick = seconds, seconds / TICKS
 
     async def __call__(self, awaited: Awaitable[T]) -> T:
         """The result. Raises TimeoutError when what was left is over; what the caller does between is not counted."""
-        loop = asyncio.get_running_loop()
-        begun, task = loop.time(), asyncio.ensure_future(awaited)
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(awaited)
         try:
-            if self._left > 0:
-                await asyncio.wait((task,), timeout=self._left)
-                if not task.done():  # it may be this loop that was busy: what has come meanwhile is taken
-                    await asyncio.wait((task,), timeout=GRACE_S)
-            if not task.done():
-                raise TimeoutError
-            return task.result()
+            while self._left > 0:
+                begun, part = loop.time(), min(self._tick, self._left)
+                await asyncio.wait((task,), timeout=part)
+                self._left -= min(loop.time() - begun, part)
+                if task.done():
+                    return task.result()
+            raise TimeoutError
         finally:
-            self._left -= loop.time() - begun
             if not task.done():
                 task.add_done_callback(_forget)
                 task.cancel()
