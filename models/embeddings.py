@@ -25,9 +25,8 @@ from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import connect, literal, parquet_files
 from feature_repo.stores.parquet_files import append_file
 from models.order_history import Ints, OrderCounts, order_counts
+from models.recommend import CUSTOMERS, RESTAURANTS, SIDES
 
-RESTAURANTS, CUSTOMERS = "restaurant_embedding", "customer_embedding"
-_SIDES = {RESTAURANTS: "restaurant", CUSTOMERS: "customer"}
 _INSTANT = pa.timestamp("us", tz="UTC")
 
 Vectors = NDArray[np.float32]
@@ -42,8 +41,8 @@ class Parameters:
     """What a factorization is made by. `days` of history before the midnight that it is as of."""
 
     factors: int = 32
-    regularization: float = 1.0
-    alpha: float = 5.0
+    regularization: float = 300.0
+    alpha: float = 160.0
     iterations: int = 15
     days: int = 28
     seed: int = 7
@@ -149,7 +148,7 @@ def _name(orders: OrderCounts, parameters: Parameters) -> str:
 
 
 def _table(view: str, made: Embeddings, ids: Ints, vectors: Vectors, now_ms: int) -> pa.Table:
-    side = _SIDES[view]
+    side = SIDES[view]
     offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * vectors.shape[1])
     instants = {name: pa.array([from_ms(t)] * len(ids), _INSTANT) for name, t in _stamps(made, now_ms).items()}
     return pa.table(
@@ -172,7 +171,7 @@ def _rows(settings: Settings, view: str) -> str | None:
     if not files:
         return None
     paths = ", ".join(literal(str(file)) for file in files)
-    side = _SIDES[view]
+    side = SIDES[view]
     return (
         f"SELECT {side}_id AS id, {side}_vector AS vector, {side}_factorization AS factorization, created, "
         f"epoch_ms(event_time) AS as_of_ms FROM read_parquet([{paths}]) WHERE created <= $now "

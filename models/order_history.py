@@ -6,6 +6,7 @@ An event counts once by its ``event_id``: the record of the lowest append time, 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,9 +54,9 @@ class OrderCounts:
 
     def of_customers(self) -> "OrderCounts":
         """Those that named their customer."""
-        kept = self.known
-        columns = (self.customer_id, self.known, self.restaurant_id, self.zone_id, self.orders)
-        return OrderCounts(self.since_ms, self.until_ms, *(column[kept] for column in columns))  # type: ignore[arg-type]
+        of = self.known
+        ids = self.customer_id[of], self.known[of], self.restaurant_id[of], self.zone_id[of]
+        return OrderCounts(self.since_ms, self.until_ms, *ids, self.orders[of])
 
 
 def order_counts(settings: Settings, since: datetime, until: datetime, now_ms: int) -> OrderCounts:
@@ -79,22 +80,27 @@ def order_counts(settings: Settings, since: datetime, until: datetime, now_ms: i
     return OrderCounts(since_ms, until_ms, np.asarray(found["customer_id"], dtype=np.int64), known, *columns)
 
 
-def last_order_ms(settings: Settings) -> int | None:
-    """When the newest order of the event log was placed (ms); None if it holds none."""
-    files = parquet_files(settings.data / "log" / "order_placed")
-    if not files:
-        return None
-    with connect(settings) as connection:
-        query = f"SELECT max(epoch_ms(event_time)) FROM read_parquet([{_paths(files)}], union_by_name = true)"
-        found = connection.execute(query).fetchone()
-    return None if found is None or found[0] is None else int(found[0])
+def order_span(settings: Settings) -> tuple[int, int]:
+    """When the oldest and the newest order of the event log were placed (ms). Raises NoOrders if it holds none."""
+    folder = settings.data / "log" / "order_placed"
+    files = parquet_files(folder)
+    edges = "min(epoch_ms(event_time)), max(epoch_ms(event_time))"
+    found = None
+    if files:
+        with connect(settings) as connection:
+            query = (
+                f"SELECT {edges} FROM read_parquet([{_paths(files)}], hive_partitioning = false, union_by_name = true)"
+            )
+            found = connection.execute(query).fetchone()
+    if found is None or found[0] is None:
+        raise NoOrders(f"{folder} holds no order: there is nothing to recommend from")
+    return int(found[0]), int(found[1])
 
 
-def _counted(settings: Settings, files: list[Path], since: datetime, until: datetime, now_ms: int) -> dict[str, Ints]:
+def _counted(settings: Settings, files: list[Path], since: datetime, until: datetime, now_ms: int) -> dict[str, Any]:
     with connect(settings) as connection:
         bounds = {"since": since, "until": until, "now": from_ms(now_ms)}
-        found: dict[str, Ints] = connection.execute(_COUNTS.format(files=_paths(files)), bounds).fetchnumpy()
-    return found
+        return dict(connection.execute(_COUNTS.format(files=_paths(files)), bounds).fetchnumpy())
 
 
 def _paths(files: list[Path]) -> str:

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from models.order_history import Ints, OrderCounts
 
+RESTAURANTS, CUSTOMERS = "restaurant_embedding", "customer_embedding"
+"""The feature views of the vectors."""
+SIDES = {RESTAURANTS: "restaurant", CUSTOMERS: "customer"}
+"""What their columns begin with: ``_id``, ``_vector``, ``_factorization``."""
+
 PICKS = 10
 """Restaurants stored for a customer."""
 POPULAR = 100
 """Restaurants stored for a zone, and for all of them together."""
-ALL = "all"
-"""The scope of what is popular everywhere."""
-
 Scores = NDArray[np.float64]
 _DECIMALS = 6
 
@@ -28,11 +30,6 @@ class Ranked(NamedTuple):
 
     restaurant_id: Ints
     score: Scores
-
-
-def zone_scope(zone_id: int) -> str:
-    """The scope of what is popular in a zone."""
-    return f"zone:{zone_id}"
 
 
 def scores(customer_vectors: NDArray[np.float32], restaurant_vectors: NDArray[np.float32]) -> Scores:
@@ -65,15 +62,14 @@ def picks(
     return restaurant_id[order], np.take_along_axis(found, order, axis=1)
 
 
-def popular(counts: OrderCounts, count: int = POPULAR) -> dict[str, Ranked]:
-    """The restaurants with most orders, everywhere (scope ``all``) and in each zone (``zone:<id>``); the score is orders.
+def popular(counts: OrderCounts, count: int = POPULAR) -> dict[int | None, Ranked]:
+    """The restaurants with most orders, in each zone and (None) in all of them; the score is how many.
 
     Orders without a customer count like the others.
     """
-    everywhere = {ALL: _most(counts.restaurant_id, counts.orders, count)}
-    zones = {zone_scope(zone): counts.zone_id == zone for zone in np.unique(counts.zone_id).tolist()}
-    return everywhere | {
-        scope: _most(counts.restaurant_id[rows], counts.orders[rows], count) for scope, rows in zones.items()
+    zones = {zone: counts.zone_id == zone for zone in np.unique(counts.zone_id).tolist()}
+    return {None: _most(counts.restaurant_id, counts.orders, count)} | {
+        zone: _most(counts.restaurant_id[rows], counts.orders[rows], count) for zone, rows in zones.items()
     }
 
 
@@ -85,6 +81,6 @@ def chunks(total: int, size: int) -> Iterator[slice]:
 
 def _most(restaurant_id: Ints, orders: Ints, count: int) -> Ranked:
     ids, place = np.unique(restaurant_id, return_inverse=True)
-    sums = np.bincount(place, weights=orders, minlength=len(ids))
+    sums = np.bincount(place, weights=orders, minlength=len(ids)).astype(np.float64)
     order = np.lexsort((ids, -sums))[:count]
     return Ranked(ids[order], sums[order])

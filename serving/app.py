@@ -16,6 +16,7 @@ from feature_repo.stores.redis_client import connect_async
 from feature_repo.views import BatchView, StreamView, views_of_service
 from ingestion.log import open_log
 from models.registry import Registry, Watcher
+from models.stored import open_stored
 from serving import problems
 from serving.eta_api import eta_router
 from serving.events_api import EventIntake, events_router
@@ -25,6 +26,9 @@ from serving.metrics import REGISTRY, REQUESTS, SECONDS, LagCollector
 from serving.modes import Mode
 from serving.predictor import Predictor
 from serving.reader import FeatureReader
+from serving.recommendations_api import recommendations_router
+from serving.recommender import Recommender
+from serving.vector_reader import VectorReader
 
 SERVICE = "eta_streaming"
 ENTITY = "restaurant_id"
@@ -45,6 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
     watchers = {mode: Watcher(registry, name) for mode, name in MODELS.items()}
     predictor = Predictor(FeatureReader(client, store.project, views, ENTITY, clock), watchers, clock)
     intake = EventIntake(log, clock, drill=settings.clock_start is not None)
+    stored = open_stored(settings)
+    recommender = Recommender(VectorReader(client, store), stored, clock)
     online = TiffinOnlineStore(settings, clock)
     lags = LagCollector()
     REGISTRY.register(lags)
@@ -56,6 +62,8 @@ def create_app(settings: Settings) -> FastAPI:
         refreshing.cancel()
         with suppress(asyncio.CancelledError):
             await refreshing
+        recommender.close()
+        stored.close()
         log.close()
         await online.close()
         await client.aclose()
@@ -65,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     app.middleware("http")(_measured)
     app.include_router(eta_router(predictor))
+    app.include_router(recommendations_router(recommender))
     app.include_router(events_router(intake))
     app.include_router(feast_router(store, online, intake))
     app.include_router(health_router(client, store.project, streams, predictor, lags, clock))

@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "serving",
         "feature_repo",
         "models.receipt",
+        "models.recommend",
         "models.registry",
         "models.stored",
         "models.vector",
