@@ -1,9 +1,11 @@
 """What is answered about recommendations, and what of a request decides it."""
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.schemas import Id
 
 MAX_CANDIDATES = 500
 MAX_LIMIT = 50
@@ -18,13 +20,46 @@ class RecommendationMode(StrEnum):
     """Ranked at request time, from the vectors in the online store."""
 
 
+class RecommendationQuery(BaseModel):
+    """What a request may say; `restaurant_ids`, `require` and the last three have a meaning only online."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: RecommendationMode = Field(
+        default=RecommendationMode.STORED,
+        description="stored: what the periodic job left; online: ranked now, from vectors",
+    )
+    require: Literal["online"] | None = Field(
+        default=None, description="Refuse a stored answer to a request for an online one"
+    )
+    limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
+    zone_id: Id | None = Field(
+        default=None, description="Where the customer is: what is popular there counts, and not everywhere"
+    )
+    restaurant_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
+        default=None, description="Online: the candidates; without them the customer's stored picks and what is popular"
+    )
+    closed: list[Id] = Field(default=[], max_length=MAX_CANDIDATES, description="Restaurants to leave out")
+    latitude: float | None = Field(default=None, ge=-90, le=90, allow_inf_nan=False, description="Degrees; with max_km")
+    longitude: float | None = Field(
+        default=None, ge=-180, le=180, allow_inf_nan=False, description="Degrees; with max_km"
+    )
+    max_km: float | None = Field(
+        default=None,
+        gt=0,
+        le=20_040,
+        allow_inf_nan=False,
+        description="Online: leave out what is farther away, as the crow flies; unknown places are kept",
+    )
+
+
 class Recommendation(BaseModel):
     """A restaurant. Scores compare within one answer alone."""
 
     restaurant_id: int
     score: float | None = Field(
-        description="The higher the better: of vectors, or, in a fallback, how many orders there were. Null where there "
-        "is nothing to compare: such restaurants come last, by how much is ordered there"
+        description="The higher the better: of vectors, or, in a fallback, how many orders there were. Null where "
+        "there is nothing to compare: such restaurants come last, by how much is ordered there"
     )
 
 

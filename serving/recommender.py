@@ -8,10 +8,9 @@ that cannot be compared come last, by popularity; if none can, the answer is the
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -19,7 +18,7 @@ import structlog
 from feature_repo.clock import Clock, iso
 from feature_repo.stores.redis_client import STORE_DOWN
 from models.recommend import rank
-from models.stored import PICKS, Run, StoredPicks, StoredUnreachable
+from models.stored import StoredUnreachable
 from serving.problems import Problem
 from serving.recommendation_schemas import (
     MAX_CANDIDATES,
@@ -28,29 +27,15 @@ from serving.recommendation_schemas import (
     RecommendationMode,
     Recommendations,
 )
+from serving.stored_lists import Lists, StoredReader, StoredTables
 from serving.vector_reader import Found, NoVectors, Vector
 
 _EARTH_KM = 6371.0088
-_THREADS = 4
-_WAITING = 64  # reads of the tables under way or waiting; the next one is refused, not queued
 
 _log = structlog.get_logger(__name__)
 
 ReadVectors = Callable[[int, Sequence[int], bool, int], Awaitable[Found]]
 """(customer, restaurants, whether places are wanted, now) to what was found; see `VectorReader`."""
-
-
-class StoredLists(Protocol):
-    """What is read of the stored predictions; each may raise StoredUnreachable."""
-
-    def picks(self, customer_id: int) -> StoredPicks | None:
-        """Those of a customer."""
-
-    def popular(self, zone_id: int | None) -> StoredPicks | None:
-        """Those of a zone, or of all."""
-
-    def current(self, kind: str) -> Run | None:
-        """The run that is published."""
 
 
 class Near(NamedTuple):
@@ -79,50 +64,23 @@ class _StepDown(Exception):
     """Why there is no online answer."""
 
 
-class _Lists(NamedTuple):
-    """The stored lists that have to do with a request."""
-
-    picks: StoredPicks | None
-    in_zone: StoredPicks | None
-    everywhere: StoredPicks | None
-    published: bool
-
-    def candidates(self) -> list[int]:
-        """The picks, and what is popular in the zone, or, without one, everywhere."""
-        lists = (self.picks, self.in_zone or self.everywhere)
-        return list(dict.fromkeys(i for found in lists if found for i in found.restaurants))[:MAX_CANDIDATES]
-
-    def by_popularity(self, restaurant_ids: Iterable[int]) -> list[int]:
-        """The most popular in the zone first, then everywhere, then by id."""
-        places: dict[int, int] = {}
-        for found in (self.in_zone, self.everywhere):
-            for restaurant in found.restaurants if found else ():
-                places.setdefault(restaurant, len(places))
-        return sorted(restaurant_ids, key=lambda restaurant: (places.get(restaurant, len(places)), restaurant))
-
-
-_NOTHING = _Lists(None, None, None, published=False)
-
-
 class Recommender:
     """Answers requests from `read_vectors` and `stored`, each within its time limit."""
 
     def __init__(
         self,
         read_vectors: ReadVectors,
-        stored: StoredLists,
+        stored: StoredTables,
         clock: Clock,
         read_timeout_s: float = 1.0,
         stored_timeout_s: float = 2.0,
     ) -> None:
-        self._read_vectors, self._stored, self._clock = read_vectors, stored, clock
-        self._read_timeout_s, self._stored_timeout_s = read_timeout_s, stored_timeout_s
-        self._pool = ThreadPoolExecutor(_THREADS, "recommendations")
-        self._under_way = 0
+        self._read_vectors, self._clock, self._read_timeout_s = read_vectors, clock, read_timeout_s
+        self._stored = StoredReader(stored, stored_timeout_s)
 
     def close(self) -> None:
-        """Let go of the threads; reads that have not begun are dropped."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Let go of the threads that read the tables."""
+        self._stored.close()
 
     async def recommend(self, asked: Asked) -> Recommendations:
         """The answer to a request. Raises Problem: 404 where nothing is known, 503 where it cannot be looked up."""
@@ -140,7 +98,7 @@ class Recommender:
         lists = None
         if asked.restaurant_ids is None:
             lists = await self._lists(asked, [])
-            candidates = lists.candidates()
+            candidates = lists.candidates()[:MAX_CANDIDATES]
             if not candidates:
                 raise _nothing(asked, lists, [])
         else:
@@ -178,7 +136,7 @@ class Recommender:
 
     async def _from_tables(self, asked: Asked, stepped_down: list[str]) -> Recommendations:
         lists = await self._lists(asked, stepped_down)
-        source, fallback = _source(lists)
+        source, fallback = lists.best()
         if source is None:
             raise _nothing(asked, lists, stepped_down)
         listed: list[tuple[int, float | None]] = list(zip(source.restaurants, source.scores, strict=True))
@@ -218,34 +176,25 @@ class Recommender:
         except NoVectors as error:
             raise _StepDown(str(error)) from None
 
-    async def _lists(self, asked: Asked, stepped_down: list[str]) -> _Lists:
+    async def _lists(self, asked: Asked, stepped_down: list[str]) -> Lists:
         """What is stored for a request. Raises Problem if that cannot be read."""
         try:
             return await self._look_up(asked)
-        except (StoredUnreachable, TimeoutError) as error:
-            _log.warning("stored recommendations cannot be read", reason=str(error) or "timed out")
+        except StoredUnreachable as error:
+            _log.warning("stored recommendations cannot be read", reason=str(error))
             why = [*stepped_down, f"{RecommendationMode.STORED}: the tables of stored predictions cannot be read"]
             raise _unavailable(asked, "; ".join(why)) from None
 
-    async def _lists_or_nothing(self, asked: Asked) -> _Lists:
+    async def _lists_or_nothing(self, asked: Asked) -> Lists:
         """The same where an answer can do without."""
         try:
             return await self._look_up(asked)
-        except (StoredUnreachable, TimeoutError):
-            return _NOTHING
+        except StoredUnreachable:
+            return Lists()
 
-    async def _look_up(self, asked: Asked) -> _Lists:
-        if self._under_way >= _WAITING:
-            raise StoredUnreachable(f"{_WAITING} reads are waiting already")
-        self._under_way += 1
-        future = self._pool.submit(_read_lists, self._stored, asked)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._read_ended))
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._stored_timeout_s):
-            return await asyncio.wrap_future(future)
-
-    def _read_ended(self) -> None:
-        self._under_way -= 1
+    async def _look_up(self, asked: Asked) -> Lists:
+        popular = asked.mode == RecommendationMode.ONLINE  # candidates, or the order of those that cannot be compared
+        return await self._stored.read(asked.customer_id, asked.zone_id, popular)
 
 
 def kilometres(latitude: float, longitude: float, other_latitude: float, other_longitude: float) -> float:
@@ -258,24 +207,6 @@ def kilometres(latitude: float, longitude: float, other_latitude: float, other_l
     apart = math.radians(other_longitude - longitude)
     half = math.sin((north - south) / 2) ** 2 + math.cos(south) * math.cos(north) * math.sin(apart / 2) ** 2
     return 2 * _EARTH_KM * math.asin(math.sqrt(min(1.0, half)))
-
-
-def _read_lists(stored: StoredLists, asked: Asked) -> _Lists:
-    """Runs in a thread."""
-    picks = stored.picks(asked.customer_id)
-    in_zone = None if asked.zone_id is None else stored.popular(asked.zone_id)
-    everywhere = stored.popular(None)
-    published = (picks or in_zone or everywhere or stored.current(PICKS)) is not None
-    return _Lists(picks, in_zone, everywhere, published)
-
-
-def _source(lists: _Lists) -> tuple[StoredPicks | None, Literal["popular_in_zone", "popular"] | None]:
-    """The list to answer from, and what it falls back to."""
-    if lists.picks is not None:
-        return lists.picks, None
-    if lists.in_zone is not None:
-        return lists.in_zone, "popular_in_zone"
-    return lists.everywhere, "popular"
 
 
 def _within(
@@ -324,7 +255,7 @@ def _unavailable(asked: Asked, why: str) -> Problem:
     return Problem(503, "No recommendation in an accepted mode", f"customer_id {asked.customer_id}: {why}")
 
 
-def _nothing(asked: Asked, lists: _Lists, stepped_down: list[str]) -> Problem:
+def _nothing(asked: Asked, lists: Lists, stepped_down: list[str]) -> Problem:
     """The problem of a request that there is nothing stored for."""
     if not lists.published:
         why = "stored: no run of picks was published yet (`tiffin picks` does it)"
