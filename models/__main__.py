@@ -89,6 +89,88 @@ def dataset(
     typer.echo("\n".join(columns))
 
 
+@commands.command()
+def embeddings(
+    as_of: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Of orders before this midnight (UTC); the last one")
+    ] = None,
+    factors: Annotated[int | None, typer.Option(min=1, max=1024, help="Numbers in a vector")] = None,
+    regularization: Annotated[float | None, typer.Option(min=0, help="How much vectors are held short")] = None,
+    alpha: Annotated[float | None, typer.Option(min=0, help="What an order says; confidence is 1 + alpha * n")] = None,
+) -> None:
+    """Compute the vectors of customers and restaurants from four weeks of orders, as rows of their batch views.
+
+    What is stored already is not written again. `tiffin materialize` brings the rows online.
+    """
+    from dataclasses import replace
+
+    from feature_repo.clock import clock_of, from_ms
+    from feature_repo.settings import settings
+    from models.embeddings import Parameters, compute
+
+    now = clock_of(settings())()
+    given = {"factors": factors, "regularization": regularization, "alpha": alpha}
+    parameters = replace(Parameters(), **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    day = (as_of or from_ms(now)).date()
+    for view, rows in compute(settings(), day, now, parameters).items():
+        typer.echo(f"{view}: {rows} rows as of {day}")
+
+
+@commands.command()
+def picks(
+    as_of: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="By the vectors of this day; the newest by default")
+    ] = None,
+) -> None:
+    """Pick ten restaurants for every customer, and publish them with what is popular into the SQL tables."""
+    from contextlib import closing
+
+    from feature_repo.clock import clock_of
+    from feature_repo.progress_bar import bar
+    from feature_repo.settings import settings
+    from models.batch_predict import TIMEOUT_S
+    from models.picks import publish_picks
+    from models.stored import open_stored
+
+    clock = clock_of(settings())
+    with closing(open_stored(settings(), TIMEOUT_S)) as stored, bar("picking restaurants") as advance:
+        done = publish_picks(settings(), stored, clock, advance, as_of.date() if as_of else None)
+    typer.echo(
+        f"run {done.run.run_id} is published: {done.rows} rows, {done.written} written now in {done.seconds:.1f} s "
+        f"({done.rows_per_second:.0f} rows/s)"
+    )
+
+
+@commands.command()
+def evaluate_recommendations(
+    test_from: Annotated[
+        datetime | None, typer.Option(help="Measure on orders from here (UTC); the last fifth of the time by default")
+    ] = None,
+    until: Annotated[datetime | None, typer.Option(help="... and before here; all there are by default")] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Choose the parameters on the last quarter of the training time")
+    ] = False,
+) -> None:
+    """Measure recommendations on later orders, beside simpler ones: hit rate and recall of ten restaurants."""
+    from rich.console import Console
+
+    from feature_repo.clock import clock_of, from_ms
+    from feature_repo.progress_bar import bar
+    from feature_repo.settings import settings
+    from models.embeddings import Parameters
+    from models.evaluate_recommendations import evaluate, report
+    from models.order_history import order_span
+
+    now = clock_of(settings())()
+    first, last = order_span(settings())
+    border = _utc(test_from) or from_ms(first + (last - first) * 4 // 5)
+    end = _utc(until) or from_ms(last + 1)
+    with bar("measuring recommendations") as advance:
+        parameters = None if tune else Parameters()
+        found = evaluate(settings(), border, end, now, advance, parameters)
+    Console().print(report(found))
+
+
 def _bounds(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:
     """The range of orders asked for; all history up to now by default."""
     return _utc(since) or now - timedelta(days=3650), _utc(until) or now

@@ -25,7 +25,7 @@ from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import connect, literal, parquet_files
 from feature_repo.stores.parquet_files import append_file
 from models.order_history import Ints, OrderCounts, order_counts
-from models.recommend import CUSTOMERS, RESTAURANTS, SIDES
+from models.recommend import CUSTOMERS, DAYS, RESTAURANTS, SIDES
 
 _INSTANT = pa.timestamp("us", tz="UTC")
 
@@ -44,7 +44,7 @@ class Parameters:
     regularization: float = 300.0
     alpha: float = 160.0
     iterations: int = 15
-    days: int = 28
+    days: int = DAYS
     seed: int = 7
 
 

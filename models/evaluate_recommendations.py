@@ -72,7 +72,7 @@ def evaluate(
     before names its customer.
     """
     chosen = parameters or tune(settings, test_from, now_ms, advance, Parameters())
-    train = order_counts(settings, test_from - timedelta(days=chosen.days), test_from, now_ms)
+    train = order_counts(settings, _since(settings, test_from, chosen.days), test_from, now_ms)
     test = _named(order_counts(settings, test_from, until, now_ms))
     made = factorize(train, chosen)
     customers = np.unique(test.customer_id)
@@ -95,7 +95,7 @@ def tune(settings: Settings, until: datetime, now_ms: int, advance: Advance, bas
 
     What counts is the picks of customers known by then; of equals the first. Raises NoOrders as `evaluate` does.
     """
-    since = max(until - timedelta(days=base.days), from_ms(order_span(settings)[0]))
+    since = _since(settings, until, base.days)
     border = until - (until - since) / VALIDATION
     before = order_counts(settings, since, border, now_ms)
     after = _named(order_counts(settings, border, until, now_ms))
@@ -127,6 +127,11 @@ def report(found: Evaluation) -> Table:
                 table.add_row(f"{group} ({metrics.customers})", method, *figures)
         table.add_section()
     return table
+
+
+def _since(settings: Settings, until: datetime, days: int) -> datetime:
+    """`days` before `until`, or where history begins."""
+    return max(until - timedelta(days=days), from_ms(order_span(settings)[0]))
 
 
 def _described(counts: OrderCounts) -> str:

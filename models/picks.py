@@ -16,11 +16,10 @@ from feature_repo.settings import Settings
 from models.batch_predict import Report, Rows, run_chunks, run_id
 from models.embeddings import Embeddings, stored_embeddings
 from models.order_history import order_counts
-from models.recommend import Ranked, chunks, picks, popular
+from models.recommend import DAYS, Ranked, chunks, picks, popular
 from models.stored import PICKS, Run, StoredPredictions
 
 MODEL = "als"
-POPULAR_DAYS = 28
 CHUNK_CUSTOMERS = 2_000
 
 
@@ -31,7 +30,7 @@ def publish_picks(
     progress: Advance = lambda done, total: None,
     as_of: date | None = None,
 ) -> Report:
-    """Pick for every customer with a vector, and publish, with what was ordered most in the POPULAR_DAYS before.
+    """Pick for every customer with a vector, and publish, with what was ordered most in the DAYS before.
 
     The vectors are the newest computed as of midnight UTC of `as_of`, by default of the newest day there is. Raises
     NoEmbeddings, NoOrders, StoredUnreachable, RunRefused (a later run is published).
@@ -39,7 +38,7 @@ def publish_picks(
     began, present = time.perf_counter(), now()
     made = stored_embeddings(settings, as_of, present)
     until = from_ms(made.as_of_ms)
-    counts = order_counts(settings, until - timedelta(days=POPULAR_DAYS), until, present)
+    counts = order_counts(settings, until - timedelta(days=DAYS), until, present)
     favourites = popular(counts)
     run = Run(
         run_id=run_id(PICKS, made.as_of_ms, made.factorization, _digest(favourites), CHUNK_CUSTOMERS),
@@ -69,7 +68,9 @@ def _pick_rows(made: Embeddings, part: slice) -> Rows:
     return {
         "picks": [
             {"customer_id": customer, "rank": rank, "restaurant_id": restaurant, "score": score}
-            for customer, best, theirs in zip(made.customer_id[part].tolist(), ids.tolist(), scores.tolist(), strict=True)
+            for customer, best, theirs in zip(
+                made.customer_id[part].tolist(), ids.tolist(), scores.tolist(), strict=True
+            )
             for rank, (restaurant, score) in enumerate(zip(best, theirs, strict=True))
         ]
     }

@@ -17,6 +17,8 @@ RESTAURANTS, CUSTOMERS = "restaurant_embedding", "customer_embedding"
 SIDES = {RESTAURANTS: "restaurant", CUSTOMERS: "customer"}
 """What their columns begin with: ``_id``, ``_vector``, ``_factorization``."""
 
+DAYS = 28
+"""How much history vectors and popularity are made of."""
 PICKS = 10
 """Restaurants stored for a customer."""
 POPULAR = 100
