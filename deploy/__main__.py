@@ -52,6 +52,33 @@ def up(
 
 
 @commands.command()
+def daily() -> None:
+    """Do what is due once a day: batch features, online store, predictions made ahead. Repeating it changes nothing."""
+    from deploy.daily import Day
+    from deploy.daily import daily as run
+    from feature_repo.clock import clock_of
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.settings import settings
+
+    run(Day(open_store(settings()), settings(), clock_of(settings())), typer.echo)
+
+
+@commands.command()
+def schedule(
+    cron: Annotated[
+        str | None, typer.Option(help="Minute, hour, day, month, day of the week; UTC  [default: 30 3 * * *]")
+    ] = None,
+) -> None:
+    """Run `tiffin daily` by a cron line, until told to stop. Where Kubernetes or cron is at hand, let them do it."""
+    from deploy.schedule import CRON
+    from deploy.schedule import schedule as run
+    from feature_repo.settings import settings
+    from ingestion.__main__ import stopping
+
+    run(settings(), CRON if cron is None else cron, stopping(), lambda text: typer.echo(text, err=True))
+
+
+@commands.command()
 def drill(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The order history that was imported")],
     mapping: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Its mapping")],

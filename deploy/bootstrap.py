@@ -1,17 +1,20 @@
-"""From nothing to something that can be asked: definitions, history, batch features, models. Steps done are skipped."""
+"""From nothing to something that can be asked: definitions, history, the models, and what is done daily.
+
+Steps done are skipped.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta
 
 from feast import FeatureStore
 
+from deploy.daily import BEFORE_MODELS, BY_MODELS, Day, daily
 from feature_repo.clock import clock_of, from_ms
 from feature_repo.feast_quietly import apply_definitions, open_store
 from feature_repo.progress_bar import bar
 from feature_repo.settings import Settings
-from feature_repo.views import BatchView, compile_view, features_hash, views_of_service
+from feature_repo.views import features_hash, views_of_service
 from ingestion import live_city
-from ingestion.batch_features import compute
 from models.pipeline import SERVICES, Plan, train_all
 from models.registry import ModelBroken, Registry
 
@@ -21,7 +24,7 @@ Say = Callable[[str], None]
 
 
 def bootstrap(settings: Settings, say: Say) -> FeatureStore:
-    """Everything up to models in use, quick where it was done before; the feature store."""
+    """Everything up to models in use and predictions made ahead, quick where it was done before; the feature store."""
     say("registering the definitions with Feast")
     apply_definitions(settings)
     store = open_store(settings)
@@ -33,13 +36,10 @@ def bootstrap(settings: Settings, say: Say) -> FeatureStore:
         with bar("making the city's history") as advance:
             counts = live_city.extend_history(settings, CITY_SEED, now, HISTORY, advance)
         say(f"history: {sum(counts.values())} new events of a synthetic city")
-    rows = compute(settings, None, None, now)
-    say(f"batch features: {', '.join(f'{count} new rows of {view}' for view, count in rows.items())}")
-    say("materializing the newest rows")
-    until = from_ms(now)
-    batch = [v.name for v in store.list_feature_views() if isinstance(compile_view(v), BatchView)]
-    store.materialize(until - timedelta(days=1), until, feature_views=batch)
+    day = Day(store, settings, clock_of(settings))
+    daily(day, say, BEFORE_MODELS)
     if needs_training(store, settings):
+        until = from_ms(now)
         plan = Plan(since=until - timedelta(days=3650), until=until, test_from=None, where={})
         with bar("training the models") as advance:
             results = train_all(store, settings, plan, advance)
@@ -47,6 +47,7 @@ def bootstrap(settings: Settings, say: Say) -> FeatureStore:
             metrics = result.trained.metrics
             error, floor = metrics["model"]["mae"], metrics["baseline"]["mae"]
             say(f"{result.trained.service} {result.version}: MAE {error:.2f} min (overall median: {floor:.2f})")
+    daily(day, say, BY_MODELS)
     return store
 
 

@@ -89,6 +89,50 @@ def dataset(
     typer.echo("\n".join(columns))
 
 
+@commands.command("batch-predict")
+def batch_predict(
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(help="By what is known of this instant (UTC, floored to the hour); now by default"),
+    ] = None,
+) -> None:
+    """Predict every restaurant's delivery time for each hour of the coming day, and publish that as one run.
+
+    A run that was cut off goes on where it was; one that is published already changes nothing.
+    """
+    from feature_repo.clock import clock_of, iso, to_ms
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.progress_bar import bar
+    from feature_repo.settings import settings
+    from models.batch_predict import TIMEOUT_S, predict_etas
+    from models.stored import open_stored
+
+    moment = _utc(as_of)
+    as_of_ms = None if moment is None else to_ms(moment)
+    stored = open_stored(settings(), TIMEOUT_S)
+    with bar("predicting ahead") as advance:
+        done = predict_etas(open_store(settings()), settings(), stored, clock_of(settings()), advance, as_of_ms)
+    stored.close()
+    typer.echo(
+        f"run {done.run.run_id} as of {iso(done.run.as_of_ms)} by {done.run.model} {done.run.model_version}: "
+        f"{done.rows} rows, {done.written} of them written now, in {done.seconds:.1f} s "
+        f"({done.rows_per_second:,.0f} rows/s)"
+    )
+
+
+@commands.command()
+def runs() -> None:
+    """Show the runs of predictions made ahead, the last begun first; what readers see is marked by *."""
+    from feature_repo.settings import settings
+    from models.batch_predict import history_lines
+    from models.stored import KINDS, open_stored
+
+    stored = open_stored(settings())
+    for kind in KINDS:
+        typer.echo("\n".join(history_lines(kind, stored.history(kind), stored.current(kind))))
+    stored.close()
+
+
 @commands.command()
 def embeddings(
     as_of: Annotated[
@@ -125,7 +169,7 @@ def picks(
     """Pick ten restaurants for every customer, and publish them with what is popular into the SQL tables."""
     from contextlib import closing
 
-    from feature_repo.clock import clock_of
+    from feature_repo.clock import clock_of, iso
     from feature_repo.progress_bar import bar
     from feature_repo.settings import settings
     from models.batch_predict import TIMEOUT_S
@@ -136,8 +180,9 @@ def picks(
     with closing(open_stored(settings(), TIMEOUT_S)) as stored, bar("picking restaurants") as advance:
         done = publish_picks(settings(), stored, clock, advance, as_of.date() if as_of else None)
     typer.echo(
-        f"run {done.run.run_id} is published: {done.rows} rows, {done.written} written now in {done.seconds:.1f} s "
-        f"({done.rows_per_second:.0f} rows/s)"
+        f"run {done.run.run_id} as of {iso(done.run.as_of_ms)} by {done.run.model} {done.run.model_version}: "
+        f"{done.rows} rows, {done.written} of them written now, in {done.seconds:.1f} s "
+        f"({done.rows_per_second:,.0f} rows/s)"
     )
 
 

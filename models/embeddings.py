@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from feature_repo.clock import from_ms, to_ms
+from feature_repo.clock import from_ms, iso, to_ms
 from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import connect, literal, parquet_files
 from feature_repo.stores.parquet_files import append_file
@@ -99,10 +99,15 @@ def compute(settings: Settings, as_of: date, now_ms: int, parameters: Parameters
     """Append the embeddings as of midnight UTC of `as_of` to both views' batch rows; the rows written, by view.
 
     They cover orders placed before it, of records appended by `now_ms`, which is the rows' ``created``. What is stored
-    already as the newest of that day is not written again. Raises NoOrders, NoEmbeddings.
+    already as the newest of that day is not written again. Raises NoOrders, NoEmbeddings, and ValueError for a
+    midnight still to come.
     """
     chosen = parameters or Parameters()
     until = midnight(as_of)
+    if to_ms(until) > now_ms:
+        raise ValueError(
+            f"as of {as_of}: it is {iso(now_ms)}, and what is ordered until that midnight is not known yet"
+        )
     counts = order_counts(settings, until - timedelta(days=chosen.days), until, now_ms)
     made = factorize(counts, chosen)
     sides = {

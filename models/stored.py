@@ -105,6 +105,8 @@ TABLES: Mapping[str, Mapping[str, sa.Table]] = {
 eta_minutes_p90; `picks` customer_id, rank (0 is the best), restaurant_id, score; `popular` zone_id (None: overall),
 rank, restaurant_id, score."""
 
+KINDS = tuple(TABLES)
+
 
 class StoredUnreachable(RuntimeError):
     """The SQL tables cannot be read or written; says where and why, in one line, without the URL's password."""
