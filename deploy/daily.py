@@ -95,7 +95,7 @@ BEFORE_MODELS = (
 )
 BY_MODELS = (Step("batch-predict", batch_predict), Step("picks", picks))
 STEPS = (*BEFORE_MODELS, *BY_MODELS)
-"""The day's work, in this order: each step works on what those before it made. The first part needs no trained model."""
+"""The day's work, in this order: each step works on what those before it made. The first part needs no ETA model."""
 
 
 def daily(day: Day, say: Say, steps: tuple[Step, ...] = STEPS) -> None:
