@@ -20,7 +20,10 @@ from models.embeddings import Embeddings, NoEmbeddings, compute, factorize, stor
 from models.order_history import NoOrders, order_counts
 from models.recommend import CUSTOMERS, RESTAURANTS
 from tests.orders import DAY, SMALL, T, day_of, embed, placed, regulars
-from tests.repo import PROJECT, Repo, applied_repo, definitions, offline, quietly
+from tests.repo import PROJECT, Repo, applied_repo, offline, quietly
+
+with quietly():
+    from feature_repo import definitions
 
 
 @pytest.fixture

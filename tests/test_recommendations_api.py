@@ -301,7 +301,7 @@ def test_a_store_that_does_not_answer_is_given_up_on(stack: Stack) -> None:
     publish(stack)
     vectors(stack, CUSTOMERS, {KNOWN: [1.0, 0.25]})
     assert answer(stack, mode="online")["stepped_down"][0].endswith("has a vector")
-    stack.redis.execute_command("CLIENT", "PAUSE", "60000")
+    stack.redis.client_pause(60_000)
     found = answer(stack, mode="online")
     assert found["mode"] == "stored"
     assert "the online store" in found["stepped_down"][0]
