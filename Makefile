@@ -9,7 +9,7 @@ CASES ?= 1000000
 # Bytecode makes Feast's import twice as fast; an environment that forbids it would slow every command down.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo up test parity check format services services-down chaos feast-suites lock clean
+.PHONY: help demo up test parity check format services services-down chaos batch-kills feast-suites lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ services-down: $(READY) ## end them
 
 chaos: $(READY) ## kill everything at random under load, KILLS=200 times, and compare with the log
 	@$(BIN)/tiffin chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+batch-kills: $(READY) ## kill batch jobs at random while readers read, KILLS=200 times on SQLite and on PostgreSQL
+	@$(BIN)/tiffin batch-kills --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 feast-suites: $(READY) ## Feast's own test suites on our stores, and on its own: FEAST_SRC=a source tree of Feast 0.67
 	@$(BIN)/tiffin feast-suites "$(FEAST_SRC)"

@@ -120,6 +120,42 @@ def chaos(
         raise typer.Exit(1)
 
 
+@commands.command("batch-kills")
+def batch_kills(
+    kills: Annotated[int, typer.Option(min=1, help="How many kills on each database; 200 are the full drill")] = 200,
+    url: Annotated[
+        str | None, typer.Option(help="An empty database of the drill's own; a SQLite and a PostgreSQL by default")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the dice; by chance if left out")] = None,
+) -> None:
+    """Kill batch jobs at random while readers read, and hold every answer against the one run it must be of.
+
+    Prints one JSON line a database; exits with 1 if any answer was not of one whole run, or of an older one.
+    """
+    import json
+    import secrets
+    import tempfile
+    from contextlib import ExitStack
+
+    from deploy.batch_kills import drill as run
+    from deploy.postgres import running_postgres
+    from models.stored import default_url
+
+    chosen = secrets.randbelow(2**31) if seed is None else seed
+    violations = 0
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="tiffin-kills-")))
+        urls = [url] if url else [default_url(folder), opened.enter_context(running_postgres())]
+        for place in urls:
+            figures = run(place, kills, chosen, lambda text: typer.echo(text, err=True))
+            violations += len(figures.violations)
+            line = {"database": place.partition(":")[0], **figures._asdict(), "seconds": round(figures.seconds, 1)}
+            shown = {"violations": len(figures.violations), "first": figures.violations[:5], "seed": chosen}
+            typer.echo(json.dumps(line | shown))
+    if violations:
+        raise typer.Exit(1)
+
+
 @commands.command()
 def services(
     action: Annotated[Literal["up", "down", "status"], typer.Argument()],

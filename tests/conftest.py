@@ -1,4 +1,4 @@
-"""Servers for the tests: a real Valkey and a real Kafka, started once a session, and an event log on each.
+"""Servers for the tests: a real Valkey, Kafka and PostgreSQL, started once a session, and an event log's homes on them.
 
 And what several test files build on them: a repository that Feast has applied, and the API. These import Feast, which
 takes seconds, where they are used: not for every test.
@@ -8,13 +8,16 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 
+from deploy.postgres import running_postgres
 from deploy.processes import ServiceError
 from deploy.servers import KafkaServer, free_port, why_no_kafka
 from feature_repo.settings import Settings
@@ -51,6 +54,31 @@ def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServ
         pytest.fail(str(error), pytrace=False)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL. Tests are skipped where it cannot run; with TIFFIN_REQUIRE_POSTGRES=1 they fail."""
+    with ExitStack() as opened:
+        try:
+            url = opened.enter_context(running_postgres())
+        except ServiceError as error:
+            if os.environ.get("TIFFIN_REQUIRE_POSTGRES") == "1":
+                pytest.fail(str(error), pytrace=False)
+            pytest.skip(str(error))
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def predictions_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database for stored predictions, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'predictions.db'}"
+    server: str = request.getfixturevalue("postgres")
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server.replace("postgresql+psycopg:", "postgresql:"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.replace("/postgres?", f"/{name}?")
 
 
 @pytest.fixture(scope="session")
