@@ -21,7 +21,7 @@ DAYS = 28
 """How much history vectors and popularity are made of."""
 PICKS = 10
 """Restaurants stored for a customer."""
-POPULAR = 100
+POPULAR = 200
 """Restaurants stored for a zone, and for all of them together."""
 Scores = NDArray[np.float64]
 _DECIMALS = 6

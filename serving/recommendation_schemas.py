@@ -34,10 +34,12 @@ class RecommendationQuery(BaseModel):
     )
     limit: int = Field(default=10, ge=1, le=MAX_LIMIT)
     zone_id: Id | None = Field(
-        default=None, description="Where the customer is: what is popular there counts, and not everywhere"
+        default=None,
+        description="Where the customer is. What is popular there is the fallback and, online, the candidates",
     )
     restaurant_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
-        default=None, description="Online: the candidates; without them the customer's stored picks and what is popular"
+        default=None,
+        description="Online: the candidates. Without them what is popular in the zone, or the picks and what is popular",
     )
     closed: list[Id] = Field(default=[], max_length=MAX_CANDIDATES, description="Restaurants to leave out")
     latitude: float | None = Field(default=None, ge=-90, le=90, allow_inf_nan=False, description="Degrees; with max_km")

@@ -48,7 +48,7 @@ class Near(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request. `restaurant_ids` None: the customer's picks and what is popular; no id is in it twice."""
+    """A request. `restaurant_ids` None: those of `Lists.candidates`; no id is in it twice."""
 
     customer_id: int
     mode: RecommendationMode

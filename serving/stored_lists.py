@@ -36,8 +36,11 @@ class Lists(NamedTuple):
     published: bool = False
 
     def candidates(self) -> list[int]:
-        """The picks, then what is popular in the zone, or, without one, everywhere."""
-        lists = (self.picks, self.in_zone or self.everywhere)
+        """What is ordered from in the zone; without one, the picks, then what is popular everywhere.
+
+        The picks are the best of all, so that among them and others none but them would be answered, whatever the zone.
+        """
+        lists = (self.in_zone,) if self.in_zone else (self.picks, self.everywhere)
         return list(dict.fromkeys(i for found in lists if found for i in found.restaurants))
 
     def by_popularity(self, restaurant_ids: Iterable[int]) -> list[int]:

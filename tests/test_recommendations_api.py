@@ -142,12 +142,13 @@ def test_online_ranks_the_picks_and_what_is_popular_by_vectors(served: Stack) ->
     assert ids(found) == [10, 40, 20, 30]
     assert scores(found) == pytest.approx([1.0, 0.925, 0.625, 0.25])
     in_zone = answer(served, mode="online", zone_id=4)
-    assert ids(in_zone) == [10, 50, 40, 20, 30], "equal scores: the lower id first"
+    assert (ids(in_zone), in_zone["candidates"]) == ([50, 40], 2), "what is ordered from there"
+    assert ids(answer(served, mode="online", zone_id=5)) == ids(found), "nothing is known of that zone"
 
 
 def test_online_ranks_the_candidates_that_are_asked_for_once_each(served: Stack) -> None:
     found = answer(served, mode="online", restaurant_ids=[20, 50, 20, 10], limit=2)
-    assert (ids(found), found["candidates"]) == ([10, 50], 3)
+    assert (ids(found), found["candidates"]) == ([10, 50], 3), "equal scores: the lower id first"
 
 
 def test_online_leaves_out_what_is_closed_or_too_far_and_says_what_it_cannot_tell(served: Stack) -> None:
