@@ -39,7 +39,7 @@ class RecommendationQuery(BaseModel):
     )
     restaurant_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_CANDIDATES)] | None = Field(
         default=None,
-        description="Online: the candidates. Without them what is popular in the zone, or the picks and what is popular",
+        description="Online: the candidates. Without them what is popular in the zone; without one, picks and popular",
     )
     closed: list[Id] = Field(default=[], max_length=MAX_CANDIDATES, description="Restaurants to leave out")
     latitude: float | None = Field(default=None, ge=-90, le=90, allow_inf_nan=False, description="Degrees; with max_km")
