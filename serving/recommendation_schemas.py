@@ -90,5 +90,6 @@ class Recommendations(BaseModel):
     left_out: LeftOut
     not_comparable: int = Field(default=0, description="Candidates without a score, ranked behind the others")
     place_unknown: list[int] = Field(
-        default_factory=list, description="Those recommended although nobody knows whether they lie within max_km"
+        default_factory=list,
+        description="Those recommended although it could not be told whether they lie within max_km",
     )

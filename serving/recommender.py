@@ -34,6 +34,9 @@ _EARTH_KM = 6371.0088
 
 _log = structlog.get_logger(__name__)
 
+Places = Mapping[int, tuple[float, float]]
+"""Where restaurants are, in degrees."""
+
 ReadVectors = Callable[[int, Sequence[int], bool, int], Awaitable[Found]]
 """(customer, restaurants, whether places are wanted, now) to what was found; see `VectorReader`."""
 
@@ -61,7 +64,11 @@ class Asked:
 
 
 class _StepDown(Exception):
-    """Why there is no online answer."""
+    """Why there is no online answer; `places` are those that were read all the same."""
+
+    def __init__(self, why: str, places: Places | None = None) -> None:
+        super().__init__(why)
+        self.places = places or {}
 
 
 class Recommender:
@@ -85,14 +92,14 @@ class Recommender:
     async def recommend(self, asked: Asked) -> Recommendations:
         """The answer to a request. Raises Problem: 404 where nothing is known, 503 where it cannot be looked up."""
         if asked.mode == RecommendationMode.STORED:
-            return await self._from_tables(asked, [])
+            return await self._from_tables(asked, [], {})
         try:
             return await self._online(asked)
         except _StepDown as why:
             reason = f"{RecommendationMode.ONLINE}: {why}"
             if asked.require_online:
                 raise _unavailable(asked, reason) from None
-            return await self._from_tables(asked, [reason])
+            return await self._from_tables(asked, [reason], why.places)
 
     async def _online(self, asked: Asked) -> Recommendations:
         lists = None
@@ -109,10 +116,10 @@ class Recommender:
         reached, unknown = _within(asked.near, open_ones, found.places)
         customer = found.customer
         if isinstance(customer, str):
-            raise _StepDown(f"customer_id {asked.customer_id} has no vector to rank by ({customer})")
+            raise _StepDown(f"customer_id {asked.customer_id} has no vector to rank by ({customer})", found.places)
         comparable = [i for i in reached if _comparable(customer, found.restaurants.get(i))]
         if reached and not comparable:
-            raise _StepDown(_why_incomparable(customer, [found.restaurants.get(i) for i in reached]))
+            raise _StepDown(_why_incomparable(customer, [found.restaurants.get(i) for i in reached]), found.places)
         ranked = _ranked(customer, comparable, found.restaurants)
         rest = set(reached) - set(comparable)
         if rest:
@@ -134,22 +141,20 @@ class Recommender:
             place_unknown=[r.restaurant_id for r in shown if r.restaurant_id in unknown],
         )
 
-    async def _from_tables(self, asked: Asked, stepped_down: list[str]) -> Recommendations:
+    async def _from_tables(self, asked: Asked, stepped_down: list[str], places: Places) -> Recommendations:
         lists = await self._lists(asked, stepped_down)
         source, fallback = lists.best()
         if source is None:
             raise _nothing(asked, lists, stepped_down)
-        listed: list[tuple[int, float | None]] = list(zip(source.restaurants, source.scores, strict=True))
+        scored = dict(zip(source.restaurants, source.scores, strict=True))
+        candidates = source.restaurants
         if asked.restaurant_ids is not None:
-            listed = [(i, score) for i, score in listed if i in asked.restaurant_ids]
-            others = set(asked.restaurant_ids) - {i for i, _ in listed}
-            listed += [(i, None) for i in lists.by_popularity(others)]
-        kept = [
-            Recommendation(restaurant_id=i, score=None if score is None or not math.isfinite(score) else score)
-            for i, score in listed
-            if i not in asked.closed
-        ]
-        shown = kept[: asked.limit]
+            wanted = set(asked.restaurant_ids)
+            candidates = [i for i in candidates if i in wanted]
+            candidates += lists.by_popularity(wanted - scored.keys())
+        open_ones = [i for i in candidates if i not in asked.closed]
+        reached, unknown = _within(asked.near, open_ones, places)
+        shown = [Recommendation(restaurant_id=i, score=_finite(scored.get(i))) for i in reached[: asked.limit]]
         return Recommendations(
             customer_id=asked.customer_id,
             mode=RecommendationMode.STORED,
@@ -159,10 +164,10 @@ class Recommender:
             run_id=source.run.run_id,
             fallback=fallback,
             stepped_down=stepped_down,
-            candidates=len(listed),
-            left_out=LeftOut(closed=len(listed) - len(kept)),
-            not_comparable=sum(r.score is None for r in kept),
-            place_unknown=[r.restaurant_id for r in shown] if asked.near else [],
+            candidates=len(candidates),
+            left_out=LeftOut(closed=len(candidates) - len(open_ones), too_far=len(open_ones) - len(reached)),
+            not_comparable=sum(i not in scored for i in reached),
+            place_unknown=[r.restaurant_id for r in shown if r.restaurant_id in unknown],
         )
 
     async def _read(self, asked: Asked, restaurant_ids: Sequence[int], now: int) -> Found:
@@ -209,9 +214,7 @@ def kilometres(latitude: float, longitude: float, other_latitude: float, other_l
     return 2 * _EARTH_KM * math.asin(math.sqrt(min(1.0, half)))
 
 
-def _within(
-    near: Near | None, restaurant_ids: list[int], places: Mapping[int, tuple[float, float]]
-) -> tuple[list[int], set[int]]:
+def _within(near: Near | None, restaurant_ids: list[int], places: Places) -> tuple[list[int], set[int]]:
     """Those that are not too far away, and those of which nobody knows; the latter are among the former."""
     if near is None:
         return restaurant_ids, set()
@@ -249,6 +252,11 @@ def _ranked(customer: Vector, restaurant_ids: list[int], vectors: Mapping[int, V
         Recommendation(restaurant_id=i, score=score)
         for i, score in zip(found.restaurant_id.tolist(), found.score.tolist(), strict=True)
     ]
+
+
+def _finite(score: float | None) -> float | None:
+    """JSON has no NaN."""
+    return score if score is not None and math.isfinite(score) else None
 
 
 def _unavailable(asked: Asked, why: str) -> Problem:

@@ -16,6 +16,7 @@ from feature_repo.stores.duckdb_client import parquet_files
 from feature_repo.stores.reading import ReadPlan, Status, Wanted, read
 from feature_repo.stores.redis_client import Redis
 from feature_repo.views import compile_view
+from ingestion.event_files import events_table, publish_events
 from models.embeddings import Embeddings, NoEmbeddings, compute, factorize, stored_embeddings
 from models.order_history import NoOrders, order_counts
 from models.recommend import CUSTOMERS, RESTAURANTS
@@ -51,15 +52,26 @@ def test_equal_orders_give_equal_bytes(tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
-def test_nothing_from_the_midnight_on_or_appended_after_now_leaks_in(settings: Settings) -> None:
+def test_nothing_from_the_midnight_on_leaks_in(settings: Settings) -> None:
     regulars(settings, days=6)
     first = content(embed(settings))
-    placed(settings, (T, 1, 3, 1), (T + 1, 900, 901, 1))  # and the order of the last millisecond before it counts
+    placed(settings, (T, 1, 3, 1), (T + 1, 900, 901, 1))
     assert compute(settings, day_of(T), T + DAY, SMALL) == {RESTAURANTS: 0, CUSTOMERS: 0}
     assert content(stored_embeddings(settings, day_of(T), T + DAY)) == first
     placed(settings, (T - 1, 1, 3, 1))
-    assert compute(settings, day_of(T), T - 1 + DAY, SMALL)[CUSTOMERS] == 40
+    assert compute(settings, day_of(T), T + DAY, SMALL)[CUSTOMERS] == 40, "the last millisecond before it counts"
     assert content(stored_embeddings(settings, day_of(T), T + DAY))[0] != first[0]
+
+
+def test_what_is_appended_later_than_now_does_not_count(settings: Settings) -> None:
+    regulars(settings, days=6)
+    embed(settings)
+    ids = {"event_id": ["late"], "order_id": ["late"], "restaurant_id": [3], "zone_id": [1], "customer_id": [1]}
+    rest = {"placed_at": np.array([T - 1]), "basket_total": [None], "item_count": [None], "event_time": [T - 1]}
+    where = {"append_time": [T + 10], "partition": [0], "offset": [0]}
+    publish_events(settings, "order_placed", events_table("order_placed", ids | rest | where), last_offset=0)
+    assert compute(settings, day_of(T), T + 9, SMALL) == {RESTAURANTS: 0, CUSTOMERS: 0}
+    assert compute(settings, day_of(T), T + 10, SMALL)[CUSTOMERS] == 40
 
 
 def test_orders_of_nobody_are_left_out_and_repeats_count_once(settings: Settings) -> None:

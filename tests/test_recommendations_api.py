@@ -4,10 +4,13 @@ import asyncio
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
+from feast import Field
+from feast.types import Array, Float32
 
 from feature_repo.clock import iso
 from feature_repo.stores.batch_rows import Row, write_rows
@@ -16,8 +19,12 @@ from models.recommend import CUSTOMERS, RESTAURANTS, SIDES
 from models.stored import PICKS, Run, StoredPicks, StoredUnreachable, open_stored
 from serving.recommender import kilometres
 from serving.stored_lists import StoredReader
-from tests.repo import START
-from tests.serving_stack import Stack, batch_view, problem
+from tests import serving_stack
+from tests.repo import START, quietly
+from tests.serving_stack import Stack, app_on, batch_view, problem
+
+with quietly():
+    from feature_repo import definitions
 
 DAY = 86_400_000
 MIDNIGHT = START - DAY // 2
@@ -159,6 +166,13 @@ def test_online_leaves_out_what_is_closed_or_too_far_and_says_what_it_cannot_tel
     assert found["place_unknown"] == [50, 40], "without a profile, and without a latitude"
     farther = answer(served, mode="online", restaurant_ids=[30], **near | {"max_km": 12})
     assert (ids(farther), farther["place_unknown"]) == ([30], [])
+
+
+def test_a_fallback_leaves_out_what_is_too_far_all_the_same(served: Stack) -> None:
+    near = {"latitude": 52.37, "longitude": 4.89, "max_km": 2}
+    found = answer(served, NEW, mode="online", **near)
+    assert (found["fallback"], ids(found)) == ("popular", [10, 40])
+    assert (found["left_out"], found["place_unknown"]) == ({"closed": 0, "too_far": 1}, [40])
 
 
 def test_all_candidates_left_out_is_an_empty_answer(served: Stack) -> None:
@@ -319,6 +333,18 @@ def test_tables_that_cannot_be_read_are_a_problem_but_not_for_what_needs_none(st
     vectors(stack, CUSTOMERS, {KNOWN: [1.0, 0.25]})
     vectors(stack, RESTAURANTS, {20: [1.0, 0.0]})
     assert ids(answer(stack, mode="online", restaurant_ids=[60, 20, 50])) == [20, 50, 60]
+
+
+def test_definitions_without_named_vectors_serve_all_but_the_online_answer(stack: Stack) -> None:
+    publish(stack)
+    with quietly():
+        vector = [Field(name="customer_vector", dtype=Array(Float32))]
+        view = definitions.daily_batch("customer_embedding", definitions.customer, timedelta(days=7), vector)
+        stack.store.apply([definitions.customer, view])
+    with serving_stack.served(app_on(stack.settings, stack.clock)) as url:
+        found = httpx.get(f"{url}/v1/recommendations/{KNOWN}", params={"mode": "online"}).json()
+    assert (found["mode"], ids(found)) == ("stored", list(PICKED))
+    assert "customer_embedding has no feature customer_factorization" in found["stepped_down"][0]
 
 
 def test_a_new_run_is_answered_from_once_it_is_published(stack: Stack) -> None:
