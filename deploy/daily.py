@@ -1,4 +1,4 @@
-"""What is done once a day, as a plain list of steps: batch features, online store, predictions made ahead.
+"""What is done once a day, as a plain list of steps: batch features, vectors, online store, predictions made ahead.
 
 Each step may be repeated at any time: what was done already is not done again, what was cut off goes on.
 """
@@ -16,6 +16,10 @@ from feature_repo.settings import Settings
 from feature_repo.views import BatchView, compile_view
 from ingestion.batch_features import compute
 from models.batch_predict import TIMEOUT_S, predict_etas
+from models.embeddings import NoEmbeddings
+from models.embeddings import compute as compute_embeddings
+from models.order_history import NoOrders
+from models.picks import publish_picks
 from models.stored import open_stored
 
 Say = Callable[[str], None]
@@ -42,6 +46,16 @@ def batch_features(day: Day) -> str:
     return ", ".join(f"{count} new rows of {view}" for view, count in rows.items())
 
 
+def embeddings(day: Day) -> str:
+    """Append the vectors of customers and restaurants as of the last midnight; none where nobody can be told apart."""
+    now = day.now()
+    try:
+        rows = compute_embeddings(day.settings, from_ms(now).date(), now)
+    except (NoOrders, NoEmbeddings) as error:
+        return f"none: {error}"
+    return ", ".join(f"{count} new rows of {view}" for view, count in rows.items())
+
+
 def materialize(day: Day) -> str:
     """Bring the newest row of every entity of every batch view online."""
     until = from_ms(day.now())
@@ -61,13 +75,27 @@ def batch_predict(day: Day) -> str:
     return f"run {done.run.run_id}: {done.rows} rows, {done.written} written now ({done.rows_per_second:,.0f} rows/s)"
 
 
+def picks(day: Day) -> str:
+    """Pick restaurants for every customer, by the newest vectors there are."""
+    stored = open_stored(day.settings, TIMEOUT_S)
+    try:
+        with bar("picking restaurants") as advance:
+            done = publish_picks(day.settings, stored, day.now, advance)
+    except (NoOrders, NoEmbeddings) as error:
+        return f"none: {error}"
+    finally:
+        stored.close()
+    return f"run {done.run.run_id}: {done.rows} rows, {done.written} written now ({done.rows_per_second:,.0f} rows/s)"
+
+
 BEFORE_MODELS = (
     Step("batch-features", batch_features),
+    Step("embeddings", embeddings),
     Step("materialize", materialize),
 )
-BY_MODELS = (Step("batch-predict", batch_predict),)
+BY_MODELS = (Step("batch-predict", batch_predict), Step("picks", picks))
 STEPS = (*BEFORE_MODELS, *BY_MODELS)
-"""The day's work, in this order: each step works on what those before it made. The first part needs no model."""
+"""The day's work, in this order: each step works on what those before it made. The first part needs no ETA model."""
 
 
 def daily(day: Day, say: Say, steps: tuple[Step, ...] = STEPS) -> None:

@@ -115,12 +115,25 @@ restaurant_prep_stats = daily_batch(
     ],
 )
 
+# Vectors of one factorization can be compared with each other and with no others: its name comes with every vector.
 restaurant_embedding = daily_batch(
-    "restaurant_embedding", restaurant, ttl=7 * DAY, schema=[Field(name="restaurant_vector", dtype=Array(Float32))]
+    "restaurant_embedding",
+    restaurant,
+    ttl=7 * DAY,
+    schema=[
+        Field(name="restaurant_vector", dtype=Array(Float32)),
+        Field(name="restaurant_factorization", dtype=String),
+    ],
 )
 
 customer_embedding = daily_batch(
-    "customer_embedding", customer, ttl=7 * DAY, schema=[Field(name="customer_vector", dtype=Array(Float32))]
+    "customer_embedding",
+    customer,
+    ttl=7 * DAY,
+    schema=[
+        Field(name="customer_vector", dtype=Array(Float32)),
+        Field(name="customer_factorization", dtype=String),
+    ],
 )
 
 restaurant_recent_orders = stream_windows(

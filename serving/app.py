@@ -31,7 +31,11 @@ from serving.predictions_api import predictions_router
 from serving.predictor import Predictor
 from serving.reader import FeatureReader
 from serving.receipts import ReceiptLog
+from serving.recommendations_api import recommendations_router
+from serving.recommender import Recommender
+from serving.stored_lists import ListReader
 from serving.stored_reader import FAILING, StoredReader
+from serving.vector_reader import VectorReader
 
 SERVICE = "eta_streaming"
 ENTITY = "restaurant_id"
@@ -50,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     client = connect_async(settings)
     registry = Registry(settings.data / "models")
     drill = settings.clock_start is not None
+    budget_s, read_s = settings.budget_ms / 1000, settings.read_timeout_ms / 1000
     reader = FeatureReader(client, store.project, views, ENTITY, clock)
     predictor = Predictor(
         reader,
@@ -58,21 +63,15 @@ def create_app(settings: Settings) -> FastAPI:
         clock,
     )
     receipts = ReceiptLog(log, clock if drill else lambda: None)
+    online_breaker = Breaker("online store", STORE_DOWN, time.monotonic)
     stored = StoredReader(
-        open_stored(settings, settings.budget_ms / 1000),
+        open_stored(settings, budget_s),
         Breaker("stored predictions", FAILING, time.monotonic),
         settings.stored_max_age_hours * 3_600_000,
     )
-    ladder = Ladder(
-        reader,
-        Breaker("online store", STORE_DOWN, time.monotonic),
-        predictor,
-        stored,
-        clock,
-        receipts.add,
-        settings.budget_ms / 1000,
-        settings.read_timeout_ms / 1000,
-    )
+    ladder = Ladder(reader, online_breaker, predictor, stored, clock, receipts.add, budget_s, read_s)
+    lists = ListReader(stored, max(budget_s - read_s, 0.0))
+    recommender = Recommender(VectorReader(client, store), online_breaker, lists, clock, min(read_s, budget_s))
     intake = EventIntake(log, clock, drill=drill)
     online = TiffinOnlineStore(settings, clock)
     lags = LagCollector()
@@ -98,6 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.middleware("http")(_measured)
     app.include_router(eta_router(ladder))
     app.include_router(predictions_router(receipts, PredictionFinder(settings, log)))
+    app.include_router(recommendations_router(recommender))
     app.include_router(events_router(intake))
     app.include_router(feast_router(store, online, intake))
     app.include_router(health_router(client, store.project, streams, predictor, stored, lags, clock))

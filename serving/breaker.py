@@ -66,14 +66,14 @@ class Breaker:
         self._trying = True
 
     def _failed(self, error: Exception) -> None:
-        said = " ".join(str(error).split())
-        self._reason = "it does not answer in time" if isinstance(error, TimeoutError) and not said else said
+        # Callers are told no more: what the error says of addresses and paths is for the log.
+        self._reason = "it does not answer in time" if isinstance(error, TimeoutError) else "it cannot be reached"
         self._failures += 1
         if self._opened is not None:
             self._opened, self._trying = self._monotonic(), False
         elif self._failures >= FAILURES:
             self._opened = self._monotonic()
-            logger.warning("breaker opened", of=self._name, reason=self._reason)
+            logger.warning("breaker opened", of=self._name, error=repr(error))
 
     def _succeeded(self) -> None:
         if self._opened is not None:

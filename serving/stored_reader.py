@@ -11,7 +11,7 @@ from serving.breaker import Breaker, Patience, Unavailable
 
 T = TypeVar("T")
 THREADS = 4
-MAX_ASKED = 32
+MAX_ASKED = 64
 """So many questions may wait for the threads; further ones are refused at once."""
 
 _HOUR_MS = 3_600_000
@@ -37,14 +37,14 @@ class StoredReader:
     async def etas(self, restaurants: Sequence[int], now: int, wait: Patience) -> StoredEtas:
         """What is stored for these restaurants at `now` (ms). Raises Unavailable, saying why."""
         hour = now // _HOUR_MS % 24
-        run, minutes = await self.ask(lambda: self._stored.etas(restaurants, hour), wait)
+        run, minutes = await self.ask(lambda stored: stored.etas(restaurants, hour), wait)
         return StoredEtas(self._fresh(run, now), hour, minutes)
 
     async def run(self, now: int, wait: Patience) -> Run:
         """The run that answers. Raises Unavailable, saying why there is none."""
-        return self._fresh(await self.ask(lambda: self._stored.current(ETA), wait), now)
+        return self._fresh(await self.ask(lambda stored: stored.current(ETA), wait), now)
 
-    async def ask(self, question: Callable[[], T], wait: Patience) -> T:
+    async def ask(self, question: Callable[[StoredPredictions], T], wait: Patience) -> T:
         """The answer of a question to the tables, from another thread. Raises Unavailable."""
         return await self._breaker.run(lambda: wait(self._submit(question)))
 
@@ -53,12 +53,12 @@ class StoredReader:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._stored.close()
 
-    def _submit(self, question: Callable[[], T]) -> "asyncio.Future[T]":
+    def _submit(self, question: Callable[[StoredPredictions], T]) -> "asyncio.Future[T]":
         if self._asked >= MAX_ASKED:
-            raise StoredUnreachable(f"{MAX_ASKED} questions are waiting already")
+            raise Unavailable(f"stored predictions: {MAX_ASKED} questions are waiting already")
         self._asked += 1
         loop = asyncio.get_running_loop()
-        future = self._threads.submit(question)
+        future = self._threads.submit(question, self._stored)
         # When the thread is done with it, not when its asker has given up.
         future.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(self._answered))
         return asyncio.wrap_future(future)

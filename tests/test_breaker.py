@@ -47,7 +47,7 @@ def test_it_lets_calls_through_and_forgets_failures_that_do_not_follow_each_othe
     async def story(thing: Thing) -> None:
         for _ in range(3 * FAILURES):
             thing.down = True
-            assert "it is down" in await thing.refuse()
+            assert "thing: it cannot be reached" in await thing.refuse()
             thing.down = False
             assert await thing.ask() == "well"
 

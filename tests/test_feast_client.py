@@ -137,6 +137,7 @@ def test_the_newest_row_wins_whatever_the_order_of_writing(stack: Stack, client:
 def test_feasts_client_writes_and_reads_lists(stack: Stack, client: FeatureStore) -> None:
     moment = from_ms(stack.clock.now)
     vectors = {"restaurant_id": [1, 2], "restaurant_vector": [[1.0, 2.5], [0.0, -1.0]]}
+    vectors["restaurant_factorization"] = ["f", "f"]
     df = pd.DataFrame(vectors | {"event_time": [moment] * 2, "created": [moment] * 2})
     client.write_to_online_store("restaurant_embedding", df)
     found = read_by(client, ["restaurant_embedding:restaurant_vector"], rows(2, 1, 3))
