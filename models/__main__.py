@@ -119,6 +119,26 @@ def dataset(
     typer.echo("\n".join(columns))
 
 
+@commands.command()
+def backtest(
+    since: Annotated[datetime, typer.Option(help="Orders placed from here (UTC)")],
+    until: Annotated[datetime | None, typer.Option(help="... and before here; now by default")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="As in train")] = None,
+) -> None:
+    """Measure what each rung of the ladder would have promised for orders of the past, by the models in use."""
+    where = dict(_pair(text) for text in only or [])
+
+    from rich.console import Console
+
+    from feature_repo.clock import clock_of, from_ms
+    from feature_repo.feast_quietly import open_store
+    from feature_repo.settings import settings
+    from models.backtest import backtest, backtest_table
+
+    bounds = _bounds(since, until, from_ms(clock_of(settings())()))
+    Console().print(backtest_table(backtest(open_store(settings()), settings(), *bounds, where)))
+
+
 def _bounds(since: datetime | None, until: datetime | None, now: datetime) -> tuple[datetime, datetime]:
     """The range of orders asked for; all history up to now by default."""
     return _utc(since) or now - timedelta(days=3650), _utc(until) or now

@@ -102,8 +102,8 @@ def train(training: Dataset, test: Dataset, threads: int = 1, progress: Advance 
         vector=training.vector,
         boosters=boosters,
         metrics={
-            "model": _metrics(test.label, median, np.maximum(median, p90)),
-            "baseline": _metrics(test.label, constant["median"], constant["p90"]),
+            "model": metrics_of(test.label, median, np.maximum(median, p90)),
+            "baseline": metrics_of(test.label, constant["median"], constant["p90"]),
         },
         gain={name: _gain(booster, training.vector) for name, booster in boosters.items()},
         rows={"train": len(training), "validation": len(training) - _border(training), "test": len(test)},
@@ -172,7 +172,10 @@ def _rounded_down(thresholds: str) -> str:
     return " ".join(repr(float(value)) for value in lower)
 
 
-def _metrics(label: NDArray[np.float64], median: NDArray[np.float64], p90: NDArray[np.float64]) -> Mapping[str, float]:
+def metrics_of(
+    label: NDArray[np.float64], median: NDArray[np.float64], p90: NDArray[np.float64]
+) -> Mapping[str, float]:
+    """The figures of `Trained.metrics`, of predictions in minutes against what came true."""
     error = label - median
     return {
         "mae": float(np.abs(error).mean()),

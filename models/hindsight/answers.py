@@ -22,7 +22,7 @@ class Answers:
 
     def __init__(self, registry: Registry, stored_eta: StoredEta | None = None) -> None:
         self._registry, self._stored_eta = registry, stored_eta
-        self._models: dict[tuple[str, str], Model | None] = {}
+        self._models: dict[tuple[str, str], Model] = {}
 
     def judge(self, predictions: Sequence[Prediction]) -> list[Finding]:
         """What is said of each answer."""
@@ -59,14 +59,16 @@ class Answers:
         return _compared(prediction, (round(kept[0], 3), round(kept[1], 3)), "the run says otherwise")
 
     def _model(self, name: str, version: str) -> Model | None:
-        if (name, version) not in self._models:
+        model = self._models.get((name, version))
+        if model is None:
+            try:
+                model = self._registry.load(name, version)
+            except (ModelBroken, ValueError):
+                return None
             if len(self._models) >= _KEPT:
                 del self._models[next(iter(self._models))]
-            try:
-                self._models[name, version] = self._registry.load(name, version)
-            except (ModelBroken, ValueError):
-                self._models[name, version] = None
-        return self._models[name, version]
+            self._models[name, version] = model
+        return model
 
 
 def _by_model(model: Model, predictions: Sequence[Prediction]) -> list[Finding]:

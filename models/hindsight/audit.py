@@ -155,26 +155,31 @@ def write_metrics(report: AuditReport, file: Path, now: int) -> None:
 
 
 def _choose(connection: Connection, files: Sequence[Path], report: AuditReport, sample: float, seed: int) -> int:
-    """Make the table ``chosen`` of restaurants; the number of their predictions."""
-    found = f"SELECT restaurant_id FROM ({receipts_sql(list(files), report.since, report.until, extra=False)})"
-    connection.execute(f"CREATE TEMP TABLE counted AS SELECT restaurant_id, count(*) AS n FROM ({found}) GROUP BY ALL")
-    ids = connection.execute("SELECT restaurant_id, n FROM counted").fetchall()
-    chosen = {i: n for i, n in ids if digest(f"{seed}:{i}") < sample * _SHARES}
-    connection.execute("CREATE TEMP TABLE chosen (id BIGINT)")
-    connection.execute("INSERT INTO chosen SELECT unnest($ids::BIGINT[])", {"ids": list(chosen)})
-    return sum(chosen.values())
+    """Make the table ``chosen``: restaurant and instant of each prediction of the sample; how many there are."""
+    every = receipts_sql(list(files), report.since, report.until, extra=False)
+    connection.execute(f"CREATE TEMP TABLE chosen AS SELECT restaurant_id, at_ms FROM ({every})")
+    ids = [i for (i,) in connection.execute("SELECT DISTINCT restaurant_id FROM chosen").fetchall()]
+    others = [i for i in ids if digest(f"{seed}:{i}") >= sample * _SHARES]
+    connection.execute("DELETE FROM chosen WHERE restaurant_id IN (SELECT unnest($ids::BIGINT[]))", {"ids": others})
+    ((total,),) = connection.execute("SELECT count(*) FROM chosen").fetchall()
+    return int(total)
 
 
 def _chunks(
     connection: Connection, files: Sequence[Path], report: AuditReport, size: int
 ) -> Iterator[list[Prediction]]:
-    """The predictions of the chosen restaurants in the order of their instants."""
-    chosen = "restaurant_id IN (SELECT id FROM chosen)"
-    query = receipts_sql(list(files), report.since, report.until, chosen)
-    found = connection.execute(f"SELECT * FROM ({query}) ORDER BY at_ms, event_id")
-    while rows := found.fetchmany(size):
+    """The chosen predictions in the order of their instants, about so many at a time.
+
+    Receipts are large: they are read slice by slice of time, for to sort them all would take all of the memory.
+    """
+    before = "sum(count(*)) OVER (ORDER BY at_ms) - count(*)"
+    numbered = f"SELECT at_ms, ({before}) // $size AS slice FROM chosen GROUP BY at_ms"
+    slices = f"SELECT min(at_ms), max(at_ms) FROM ({numbered}) GROUP BY slice ORDER BY 1"
+    for first, last in connection.execute(slices, {"size": size}).fetchall():
+        chosen = "restaurant_id IN (SELECT restaurant_id FROM chosen)"
+        query = f"SELECT * FROM ({receipts_sql(list(files), first, last + 1, chosen)}) ORDER BY at_ms, event_id"
         predictions = []
-        for row in rows:
+        for row in connection.execute(query).fetchall():
             try:
                 receipt = receipt_from(row[-1])
             except BadReceipt:

@@ -135,7 +135,8 @@ def _stream(
             return withheld(name, served, NOT_FOLDED)
         return _unsaid(name, served, Verdict.UNKNOWN_LOG, "no archived file says that it is of the log that was read")
     keys, read = prediction.receipt.keys, prediction.receipt.reads[view]
-    finding = of_stream(name, served, answer, names_entity(archive.sources.definitions[view].join, keys))
+    is_entity = served.status != "NOT_FOUND" or names_entity(archive.sources.definitions[view].join, keys)
+    finding = of_stream(name, served, answer, is_entity)
     if finding.verdict is Verdict.BUG and isinstance(read, StreamRead) and archive.lacks(view, read):
         return finding._replace(verdict=Verdict.NOT_ARCHIVED, reason="not all of what was read is in the archive")
     return finding
