@@ -3,34 +3,51 @@
 It reads the archive alone, so it may run anywhere that sees it, be stopped and started at will, and disturbs nobody.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
+import structlog
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from feature_repo.settings import Settings
+from feature_repo.stores.duckdb_client import DuckDBError
+from models.hindsight.audit import AuditReport, audit
+from models.hindsight.compare import Sources
+from models.hindsight.verdicts import Verdict
 from models.quality import Drift, Quality, drift, quality
 from models.registry import Registry
 from models.versions import in_use
 
-Parity = Callable[[int, int], Mapping[str, float]]
-"""Replays a sample of the predictions of since <= instant < until: see `models.hindsight`."""
+_MINUTE_MS, _HOUR_MS = 60_000, 3_600_000
+PARITY_MINUTES = 15
+"""Of the predictions of the last minutes a sample is computed again in each round."""
+
+logger = structlog.get_logger(__name__)
 
 
 class Monitor(Collector):
-    """What was measured last. `look` measures anew; a failure of it leaves what was, and is counted."""
+    """What was measured last. A measurement that fails leaves what was, and is logged and counted."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, sources: Sources, sample: float) -> None:
         self._settings, self._registry = settings, Registry(settings.data / "models")
+        self._sources, self._sample = sources, sample
         self._quality: list[Quality] = []
         self._drift: list[Drift] = []
-        self._at_ms = 0
+        self._parity: AuditReport | None = None
+        self._at_ms = self._failures = 0
 
-    def look(self, since_ms: int, until_ms: int) -> None:
-        """Measure the predictions of since <= instant < until."""
-        self._quality = quality(self._settings, since_ms, until_ms)
-        self._drift = drift(self._settings, in_use(self._registry), since_ms, until_ms)
-        self._at_ms = until_ms
+    def look(self, now: int, hours: float) -> None:
+        """Measure the predictions of the last hours, and replay some of those of the last minutes; `now` in ms."""
+        since = now - round(hours * _HOUR_MS)
+        try:
+            self._quality = quality(self._settings, since, now)
+            self._drift = drift(self._settings, in_use(self._registry), since, now)
+            recent = now - PARITY_MINUTES * _MINUTE_MS
+            self._parity = audit(self._settings, self._sources, recent, now, self._sample)
+            self._at_ms = now
+        except (OSError, RuntimeError, ValueError, DuckDBError) as error:  # the next round may go well
+            self._failures += 1
+            logger.warning("measuring failed", error=str(error), failures=self._failures)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """The figures by zone and mode, and by feature; `all` stands for every zone or mode."""
@@ -43,7 +60,14 @@ class Monitor(Collector):
         yield _family("tiffin_eta_p90_coverage", "Share that came within the 90th percentile", by, covered)
         moved = [(d.model, d.version, d.feature, d.psi) for d in self._drift]
         yield _family("tiffin_feature_psi", "Drift from the training sample", ["model", "version", "feature"], moved)
-        yield _family("tiffin_quality_at_seconds", "When this was measured", [], [(self._at_ms / 1000,)])
+        yield _family("tiffin_measured_at_seconds", "When this was measured", [], [(self._at_ms / 1000,)])
+        yield _family("tiffin_measuring_failures", "Rounds that failed", [], [(self._failures,)])
+        if self._parity is not None:
+            ratio, compared = self._parity.ratio, self._parity.compared
+            yield _family("tiffin_parity_mismatch_ratio", "Share of bugs among the features compared", [], [(ratio,)])
+            yield _family("tiffin_parity_compared_features", "Features that were compared", [], [(compared,)])
+            causes = [(verdict.value, self._parity.causes[verdict]) for verdict in Verdict]
+            yield _family("tiffin_parity_features", "Features by what is said of them", ["cause"], causes)
 
 
 def _counts(found: Iterable[Quality]) -> list[tuple[object, ...]]:

@@ -134,5 +134,35 @@ def quality(
         Console().print(drift_table(moved))
 
 
+@commands.command()
+def monitor(
+    every: Annotated[float, typer.Option(min=1, help="Seconds between two rounds")] = 60.0,
+    hours: Annotated[float, typer.Option(min=0.1, help="Quality and drift are of the last so many hours")] = 24.0,
+    sample: Annotated[float, typer.Option(min=0.0001, max=1.0, help="Of restaurants to replay")] = 0.1,
+    host: Annotated[str, typer.Option(help="Address to bind to")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8089,
+) -> None:
+    """Measure quality, drift and parity again and again, and show them at /metrics, until told to stop.
+
+    It reads the archive alone: what is not archived yet comes into the next round.
+    """
+    import time
+
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from feature_repo.clock import clock_of
+    from feature_repo.settings import settings
+    from models.monitor import Monitor
+
+    watching, clock = Monitor(settings(), _sources(archive_only=True), sample), clock_of(settings())
+    registry = CollectorRegistry()
+    registry.register(watching)
+    server, _ = start_http_server(port, host, registry)
+    typer.echo(f"metrics are at http://{host}:{server.server_port}/metrics")
+    while True:
+        watching.look(clock(), hours)
+        time.sleep(every)
+
+
 def _utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.replace(tzinfo=UTC)
