@@ -127,6 +127,11 @@ class BatchAnswer(NamedTuple):
     newest: tuple[int, int | None] | None
 
 
+def names_entity(join: Join, keys: Mapping[str, object]) -> bool:
+    """Whether keys are those of an entity of the view: each is there, and of its type."""
+    return all(_fitting(kind, keys.get(column)) is not None for column, kind in join.kinds.items())
+
+
 def ask_stream(
     connection: Connection, join: Join, questions: Sequence[StreamQuestion], own: str, detail: bool = False
 ) -> list[dict[str, StreamAnswer] | None]:
@@ -269,13 +274,15 @@ def _chains(questions: Sequence[StreamQuestion], homes_of: Sequence[Sequence[str
 
 def _keys(join: Join, entities: Sequence[Mapping[str, object]]) -> dict[str, pa.Array]:
     """The join keys as columns; an id that can be no key is null."""
-    columns = {}
-    for column, kind in join.kinds.items():
-        whole = _KEYS.get(kind) == pa.int64()
-        values = [keys.get(column) for keys in entities]
-        fitting = [v if isinstance(v, int if whole else str) and not isinstance(v, bool) else None for v in values]
-        columns[column] = pa.array(fitting, _KEYS.get(kind, pa.string()))
-    return columns
+    return {
+        column: pa.array([_fitting(kind, keys.get(column)) for keys in entities], _KEYS.get(kind, pa.string()))
+        for column, kind in join.kinds.items()
+    }
+
+
+def _fitting(kind: ValueType, key: object) -> object:
+    whole = _KEYS.get(kind) == pa.int64()
+    return key if isinstance(key, int if whole else str) and not isinstance(key, bool) else None
 
 
 def _replace(connection: Connection, name: str, table: pa.Table) -> None:
