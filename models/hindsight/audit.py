@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
-from rich.table import Table
+from rich.table import Column, Table
 
 from feature_repo.clock import iso
 from feature_repo.progress_bar import Advance
@@ -127,7 +127,7 @@ def audit(
 def shown(report: AuditReport) -> Table:
     """The figures as a table, for people: a line a feature, a column a verdict that was given."""
     verdicts = [verdict for verdict in Verdict if report.causes[verdict]]
-    table = Table("feature", *(verdict.value for verdict in verdicts), title=f"{report.receipts} predictions")
+    table = Table(Column("feature", overflow="fold"), *verdicts, title=f"{report.receipts} predictions")
     for feature, counts in sorted(report.features.items()):
         table.add_row(feature, *(str(counts[verdict] or "") for verdict in verdicts))
     table.add_section()
