@@ -11,7 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from feature_repo.stores.redis_client import Redis, RedisError
+from ingestion.events import PREDICTIONS
 from ingestion.log import LogUnavailable, Message, TopicPartition
+
+PREDICTIONS_KEPT_MS = 3_600_000
+"""Predictions are kept for an hour at most, here in the server's memory: nothing is folded from them, and each is as
+long as ten events. The archive has them within minutes."""
 
 _SEQUENCE_BITS = 20
 _MAX_SEQUENCE = (1 << _SEQUENCE_BITS) - 1
@@ -81,7 +86,7 @@ class Streams:
 
     def __init__(self, client: Redis, prefix: str, retention_ms: int | None) -> None:
         self._client, self._prefix = client, prefix
-        self._retention = "" if retention_ms is None else str(retention_ms)
+        self._retention_ms = retention_ms
 
     def create(self, topic: str, partitions: int) -> None:
         """Make the topic unless it is there: one field, so that count and identity come into being together."""
@@ -104,14 +109,21 @@ class Streams:
     def append(self, messages: Mapping[TopicPartition, Sequence[Message]], append_ms: int | None) -> None:
         """Append to each partition, in order, each chunk at once; trims what is older than the retention."""
         stamp = "" if append_ms is None else str(append_ms)
+        kept = {topic: self._retention_of(topic) for topic in {where.topic for where in messages}}
         with answering("publishing", "some of the messages may be in the log, the others are not"):
             pipe = self._client.pipeline(transaction=False)
             for where, each in messages.items():
-                head = (self._stream_key(where), self._topic_key(where.topic), stamp, self._retention, where.partition)
+                keys = (self._stream_key(where), self._topic_key(where.topic))
+                head = (*keys, stamp, kept[where.topic], where.partition)
                 for at in range(0, len(each), _CHUNK):
                     words = [word for message in each[at : at + _CHUNK] for word in message]
                     pipe.eval(_APPEND, 2, *head, *words)
             pipe.execute()
+
+    def _retention_of(self, topic: str) -> str:
+        if self._retention_ms is None:
+            return ""
+        return str(min(self._retention_ms, PREDICTIONS_KEPT_MS) if topic == PREDICTIONS else self._retention_ms)
 
     def read(
         self, positions: Mapping[TopicPartition, int], block_ms: int, count: int

@@ -28,7 +28,8 @@ def replay(
     from rich.console import Console
 
     from feature_repo.settings import settings
-    from models.hindsight.replay import made_at, replay, shown
+    from models.hindsight.replay import replay, shown
+    from models.prediction_ids import made_at
 
     made_at(prediction_id)  # a wrong call is told at once
     found = replay(settings(), _sources(archive_only), prediction_id)

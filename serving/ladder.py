@@ -8,10 +8,10 @@ the breakers' state, so the ladder climbs back as soon as what failed answers ag
 from collections.abc import Callable, Sequence
 
 from feature_repo.clock import Clock, iso
+from models.prediction_ids import prediction_id
 from models.receipt import StoredFrom
 from serving.breaker import Breaker, Patience, Unavailable
 from serving.modes import Mode, allowed
-from serving.prediction_ids import prediction_id
 from serving.predictor import Answered, NoRung, Predictor
 from serving.problems import Problem
 from serving.reader import FeatureReader, Row

@@ -3,9 +3,9 @@
 from feature_repo.settings import Settings
 from ingestion.events import PREDICTIONS
 from ingestion.log import EventLog
+from models.prediction_ids import made_at
 from models.receipt import BadReceipt, Prediction, prediction_from
 from models.receipt_archive import find_receipt
-from serving.prediction_ids import made_at
 
 MAX_READ = 500_000
 """So many records of the log are looked at, at most: the archive is never further behind."""

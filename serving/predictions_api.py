@@ -9,9 +9,9 @@ from fastapi.concurrency import run_in_threadpool
 
 from feature_repo.clock import iso
 from ingestion.log import LogUnavailable
+from models.prediction_ids import PATTERN, NoPredictionId, made_at
 from models.receipt import Prediction
 from serving.modes import Mode
-from serving.prediction_ids import PATTERN, made_at
 from serving.problems import Problem, ProblemDetails
 from serving.receipts import ReceiptLog
 from serving.schemas import FeatureReceipt, ModelUsed, ReceiptShown
@@ -42,6 +42,9 @@ def predictions_router(receipts: ReceiptLog, find: Find) -> APIRouter:
 def _found(find: Find, prediction_id: str) -> Prediction:
     try:
         prediction = find(prediction_id)
+    except NoPredictionId as error:
+        errors = [{"field": "prediction_id", "value": repr(prediction_id), "reason": str(error)}]
+        raise Problem(422, "Invalid request", str(error), errors=errors) from None
     except LogUnavailable as error:
         detail = f"prediction {prediction_id} is not in the archive, and the log cannot be read: {error}. Try again"
         raise Problem(503, "Event log unavailable", detail) from None

@@ -9,10 +9,10 @@ import numpy as np
 from feature_repo.clock import Clock, iso
 from feature_repo.stores.reading import Feature, Status
 from feature_repo.views import features_hash
+from models.prediction_ids import prediction_id
 from models.receipt import StoredFrom
 from models.registry import Model, ModelBroken, Watcher
 from serving.modes import Mode, allowed
-from serving.prediction_ids import prediction_id
 from serving.problems import Problem
 from serving.reader import FeatureReader, Row
 from serving.schemas import Eta, FeatureValue, ModelUsed, Order

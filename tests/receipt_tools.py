@@ -8,8 +8,8 @@ import msgspec
 from feature_repo.settings import Settings
 from ingestion.event_files import append_history, events_table, publish_events
 from ingestion.events import PREDICTIONS
+from models.prediction_ids import prediction_id
 from models.receipt import Prediction, Receipt, Served
-from serving.prediction_ids import prediction_id
 from tests.repo import MINUTE, START
 
 

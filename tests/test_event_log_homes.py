@@ -9,10 +9,12 @@ from kafka import KafkaProducer
 
 from deploy.servers import KafkaServer
 from feature_repo.stores.redis_client import Redis
+from ingestion.events import PREDICTIONS
 from ingestion.kafka_log import KafkaLog
 from ingestion.log import LogUnavailable, PositionGone, TopicPartition
 from ingestion.redis_log import RedisLog
 from tests.event_log_tools import DEADLINE_S, TOPIC, from_begin, messages, read, settle
+from tests.serving_stack import everything
 
 
 @pytest.mark.kafka
@@ -90,6 +92,15 @@ def test_redis_goes_on_to_the_next_millisecond_before_a_sequence_number_outgrows
     log.publish(TOPIC, messages(1), 1_000_000)
     (records,) = read(3, log.consumer([TOPIC], None, from_begin))
     assert [record.append_ms for record in records] == [1_000_000, 1_000_000, 1_000_001]
+
+
+def test_redis_keeps_predictions_for_an_hour_and_events_as_long_as_it_is_told(redis_client: Redis) -> None:
+    log = RedisLog(redis_client, retention_ms=24 * 3_600_000)
+    log.create_topics([TOPIC, PREDICTIONS], 1)
+    for topic in (TOPIC, PREDICTIONS):
+        for hour in range(5):
+            log.publish(topic, messages(2), 1_000_000 + hour * 3_600_000)
+    assert [len(everything(log, topic)) for topic in (TOPIC, PREDICTIONS)] == [10, 4]
 
 
 def test_redis_trims_what_is_older_than_its_retention_and_says_who_missed_it(redis_client: Redis) -> None:

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "serving": (
         "serving",
         "feature_repo",
+        "models.prediction_ids",
         "models.receipt",
         "models.receipt_archive",
         "models.recommend",

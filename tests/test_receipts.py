@@ -9,11 +9,11 @@ import pytest
 
 from ingestion.events import PREDICTIONS, parse
 from ingestion.log import LogUnavailable, Message, TopicPartition
+from models.prediction_ids import prediction_id
 from models.receipt import BatchRead, Prediction, StreamRead, prediction_from
 from models.registry import RECHECK_MS, Registry
 from serving.app import create_app
 from serving.prediction_finder import PredictionFinder
-from serving.prediction_ids import prediction_id
 from serving.predictor import Answered
 from serving.receipts import ReceiptLog, prediction_of
 from serving.schemas import Order
@@ -114,7 +114,7 @@ def test_a_prediction_is_shown_before_and_after_it_is_in_the_log(stack: Stack) -
 def test_what_was_never_predicted_is_a_404_and_no_id_a_422(stack: Stack) -> None:
     unknown = prediction_id(stack.clock.now)
     assert unknown in problem(stack.get(f"/v1/predictions/{unknown}"), 404)["detail"]
-    for bad in ("x", "8" + unknown[1:], unknown.lower(), unknown + "0"):
+    for bad in ("x", "8" + unknown[1:], "7" + "Z" * 25, "0" * 26, unknown.lower(), unknown + "0"):
         problem(stack.get(f"/v1/predictions/{bad}"), 422)
 
 

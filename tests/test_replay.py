@@ -17,10 +17,10 @@ from ingestion.events import PREDICTIONS, parse
 from models.__main__ import commands
 from models.hindsight.audit import AuditReport, audit
 from models.hindsight.compare import Sources
-from models.hindsight.replay import Replay, UnknownPrediction, made_at, replay
+from models.hindsight.replay import Replay, UnknownPrediction, replay
 from models.hindsight.verdicts import ANSWER, Finding, Verdict
+from models.prediction_ids import NoPredictionId, made_at, prediction_id
 from models.receipt import Prediction, Receipt, Served, StoredFrom
-from serving.prediction_ids import prediction_id
 from tests.hindsight_tools import (
     STATS_ROWS,
     archive,
@@ -294,7 +294,7 @@ def test_a_log_that_no_file_is_of_is_unknown(stack: Stack) -> None:
 def test_an_id_tells_its_time_and_a_text_that_is_none_is_refused() -> None:
     assert made_at(prediction_id(START + 123)) == START + 123
     for text in ("", "x" * 26, "7" * 26, prediction_id(START)[:-1], prediction_id(START).lower()):
-        with pytest.raises(UnknownPrediction, match="is no prediction's id"):
+        with pytest.raises(NoPredictionId, match="is no prediction's id"):
             made_at(text)
 
 

@@ -1,6 +1,5 @@
 """One prediction, computed again: of each feature what was served, what its own reading gives, what is known now."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +14,10 @@ from feature_repo.stores.hindsight_sql import HISTORY, LAG, LATE, OWN
 from models.hindsight.answers import Pair
 from models.hindsight.compare import Sources, judge
 from models.hindsight.verdicts import ANSWER, Finding, Verdict
+from models.prediction_ids import made_at
 from models.receipt import Prediction
 from models.receipt_archive import find_receipt
 
-_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
-_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_LATEST_MS = 253_402_000_000_000  # days before the last that a datetime can hold
 _EVENT_IS = {
     LATE: "appended after it was read",
     LAG: "not folded yet",
@@ -49,24 +46,11 @@ class Replay:
         return all(finding.verdict is not Verdict.BUG for finding in self.findings)
 
 
-def made_at(prediction_id: str) -> int:
-    """When an id (a ULID) was made, in ms since the epoch. Raises UnknownPrediction for a text that is none.
-
-    >>> made_at("01HF7YAT3V0000000000000000")
-    1700000000123
-    """
-    number = 0
-    for character in prediction_id[:10] if _ID.fullmatch(prediction_id) else "Z" * 10:
-        number = number << 5 | _DIGITS.index(character)
-    if number > _LATEST_MS:
-        raise UnknownPrediction(
-            f"{prediction_id[:80]!r} is no prediction's id: the 26 characters of a ULID are expected"
-        )
-    return number
-
-
 def replay(settings: Settings, sources: Sources, prediction_id: str) -> Replay:
-    """The prediction, computed again; the archive is taken as it stands. Raises UnknownPrediction, BadReceipt."""
+    """The prediction, computed again; the archive is taken as it stands.
+
+    Raises NoPredictionId, UnknownPrediction, BadReceipt.
+    """
     at = made_at(prediction_id)
     prediction = find_receipt(settings, prediction_id, at)
     if prediction is None:
