@@ -65,17 +65,14 @@ def daily() -> None:
 
 @commands.command()
 def schedule(
-    cron: Annotated[
-        str | None, typer.Option(help="Minute, hour, day, month, day of the week; UTC  [default: 30 3 * * *]")
-    ] = None,
+    cron: Annotated[str, typer.Option(help="Minute, hour, day, month, day of the week; UTC")] = "30 3 * * *",
 ) -> None:
     """Run `tiffin daily` by a cron line, until told to stop. Where Kubernetes or cron is at hand, let them do it."""
-    from deploy.schedule import CRON
     from deploy.schedule import schedule as run
     from feature_repo.settings import settings
     from ingestion.__main__ import stopping
 
-    run(settings(), CRON if cron is None else cron, stopping(), lambda text: typer.echo(text, err=True))
+    run(settings(), cron, stopping(), lambda text: typer.echo(text, err=True))
 
 
 @commands.command()

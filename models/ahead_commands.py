@@ -43,7 +43,7 @@ def batch_predict(
 def runs() -> None:
     """Show the runs of predictions made ahead, the last begun first; what readers see is marked by *."""
     from feature_repo.settings import settings
-    from models.batch_predict import history_lines
+    from models.run_history import history_lines
     from models.stored import KINDS, open_stored
 
     stored = open_stored(settings())
