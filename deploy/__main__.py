@@ -27,7 +27,9 @@ def demo(
 def up(
     city: Annotated[bool, typer.Option("--city/--no-city", help="Let the synthetic city live on")] = True,
 ) -> None:
-    """Set everything up and stay: worker, archive and API, restarted if they die, until told to stop."""
+    """Set everything up and stay: worker, archive, API, monitor and the daily work, restarted if they die, until told
+    to stop.
+    """
     from rich.console import Console
 
     from deploy.bootstrap import bootstrap
@@ -41,11 +43,15 @@ def up(
     bootstrap(given, lambda text: console.print(f"[dim]·[/dim] {text}"))
     stop = stopping()
     lives = city and (given.data / "simulated.json").exists()
-    with running(given, (*PROCESSES, ("simulate", "--live")) if lives else PROCESSES) as stack:
+    processes = (*PROCESSES, ("monitor",), ("schedule",), *([("simulate", "--live")] if lives else []))
+    with running(given, processes) as stack:
         with console.status("starting worker, archive and API"):
             stack.wait_ready()
         url = api_url(given)
-        console.print(f"The API is at [bold]{url}[/bold] ({url}/docs describes it); Ctrl-C stops everything")
+        console.print(
+            f"The API is at [bold]{url}[/bold] ({url}/docs describes it), what is measured of it at "
+            f"http://{given.host}:{given.monitor_port}/metrics; Ctrl-C stops everything"
+        )
         while not stop():
             stack.watch()
             time.sleep(0.5)

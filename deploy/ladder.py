@@ -38,12 +38,13 @@ class LadderError(RuntimeError):
 
 @dataclass
 class Phase:
-    """What was answered in a phase: how often by which rung, before it settled and after; the longest wait in s."""
+    """What was answered in a phase, before it settled and after: how often by which rung, after how many seconds."""
 
     name: str
     turning: Counter[str] = field(default_factory=Counter)
+    turning_s: list[float] = field(default_factory=list)
     settled: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
+    settled_s: list[float] = field(default_factory=list)
 
 
 class Load:
@@ -90,7 +91,7 @@ class Load:
                 said = answer.json()["mode"] if answer.status_code == 200 else str(answer.status_code)
                 with self._lock:
                     (phase.settled if settled else phase.turning)[said] += 1
-                    phase.seconds.append(took)
+                    (phase.settled_s if settled else phase.turning_s).append(took)
                     self.last = said
                 place += _THREADS
 
@@ -149,16 +150,24 @@ def ladder(say: Say, hold_s: float) -> dict[str, Any]:
         restaurants = [r.restaurant_id for r in City.build(CITY_SEED).restaurants]
         phases = climb(given, valkey, Path(folder), restaurants, hold_s)
         budget = given.budget_ms
-    shown = {}
-    for phase in phases:
-        times = sorted(phase.seconds)
-        shown[phase.name] = {
+    shown = {
+        phase.name: {
             "on_the_way": dict(phase.turning),
+            "on_the_way_ms_max": _ms(phase.turning_s, 1.0),
             "settled": dict(phase.settled),
-            "p50_ms": round(1000 * times[len(times) // 2], 1),
-            "max_ms": round(1000 * times[-1], 1),
+            "settled_a_second": round(len(phase.settled_s) / hold_s),
+            "settled_ms_p50": _ms(phase.settled_s, 0.5),
+            "settled_ms_p99": _ms(phase.settled_s, 0.99),
+            "settled_ms_max": _ms(phase.settled_s, 1.0),
         }
+        for phase in phases
+    }
     return {"budget_ms": budget, "phases": shown}
+
+
+def _ms(seconds: Sequence[float], quantile: float) -> float:
+    """A quantile of times, in ms."""
+    return round(1000 * sorted(seconds)[min(len(seconds) - 1, int(quantile * len(seconds)))], 1)
 
 
 @contextmanager

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", alias="TIFFIN_HOST")
     port: int = Field(default=8088, ge=0, le=65535, alias="TIFFIN_PORT")
 
+    monitor_port: int = Field(default=8089, ge=0, le=65535, alias="TIFFIN_MONITOR_PORT")
+    """Where `tiffin monitor` shows what it measures."""
+
     budget_ms: int = Field(default=250, ge=10, le=60_000, alias="TIFFIN_BUDGET_MS")
     """So long a prediction may wait for stores in all; what computing takes comes on top."""
 

@@ -115,7 +115,8 @@ def dataset(
         rows = build(store, settings(), service, *bounds, where, as_of is AsOf.ARRIVAL)
         meaning = f"as of {as_of}"
     columns = write(rows, out)
-    typer.echo(f"{out}: {len(rows)} rows, {len(columns)} columns, {meaning}, {rows.left_out} left out")
+    left_out = f" ({rows.left_out} orders left out)" if rows.left_out else ""
+    typer.echo(f"{out}: {len(rows)} rows, {len(columns)} columns, {meaning}{left_out}")
     typer.echo("\n".join(columns))
 
 

@@ -140,8 +140,10 @@ def monitor(
     every: Annotated[float, typer.Option(min=1, help="Seconds between two rounds")] = 60.0,
     hours: Annotated[float, typer.Option(min=0.1, help="Quality and drift are of the last so many hours")] = 24.0,
     sample: Annotated[float, typer.Option(min=0.0001, max=1.0, help="Of restaurants to replay")] = 0.1,
-    host: Annotated[str, typer.Option(help="Address to bind to")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8089,
+    host: Annotated[str | None, typer.Option(help="Address to bind to [env: TIFFIN_HOST; default: 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="[env: TIFFIN_MONITOR_PORT; default: 8089]")
+    ] = None,
 ) -> None:
     """Measure quality, drift and parity again and again, and show them at /metrics, until told to stop.
 
@@ -158,8 +160,10 @@ def monitor(
     watching, clock = Monitor(settings(), _sources(archive_only=True), sample), clock_of(settings())
     registry = CollectorRegistry()
     registry.register(watching)
-    server, _ = start_http_server(port, host, registry)
-    typer.echo(f"metrics are at http://{host}:{server.server_port}/metrics")
+    given = settings()
+    address = host or given.host
+    server, _ = start_http_server(given.monitor_port if port is None else port, address, registry)
+    typer.echo(f"metrics are at http://{address}:{server.server_port}/metrics")
     while True:
         watching.look(clock(), hours)
         time.sleep(every)

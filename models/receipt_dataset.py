@@ -11,7 +11,7 @@ from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import connect, literal
 from models.dataset import MAX_DELIVERY_MINUTES, Dataset, NoTrainingRows, dataset_of, once_sql, vector_of
 from models.receipt import Receipt, holds, receipt_from
-from models.receipt_archive import receipt_files, receipts_sql
+from models.receipt_archive import CHUNK, receipt_files, receipts_sql
 
 STORED_MODE = "stored"
 
@@ -46,12 +46,14 @@ def build_from_receipts(
     )
     rows, left_out = [], 0
     with connect(settings) as connection:
-        for order_id, at, extra, minutes, partition, offset in connection.execute(query).fetchall():
-            receipt = receipt_from(extra)
-            if not 0.0 <= minutes <= MAX_DELIVERY_MINUTES or holds(receipt, "order_placed", partition, offset):
-                left_out += 1
-                continue
-            rows.append((order_id, at, minutes, [_number(receipt, name) for name in vector.stored]))
+        found = connection.execute(query)
+        while chunk := found.fetchmany(CHUNK):  # receipts are long: few of them at a time
+            for order_id, at, extra, minutes, partition, offset in chunk:
+                receipt = receipt_from(extra)
+                if not 0.0 <= minutes <= MAX_DELIVERY_MINUTES or holds(receipt, "order_placed", partition, offset):
+                    left_out += 1
+                    continue
+                rows.append((order_id, at, minutes, [_number(receipt, name) for name in vector.stored]))
     if not rows:
         raise NoTrainingRows(
             f"no order predicted for from {since.isoformat()} until {until.isoformat()} was delivered ({left_out} left "

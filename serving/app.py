@@ -63,15 +63,16 @@ def create_app(settings: Settings) -> FastAPI:
         clock,
     )
     receipts = ReceiptLog(log, clock if drill else lambda: None)
-    online_breaker = Breaker("online store", STORE_DOWN, time.monotonic)
     stored = StoredReader(
         open_stored(settings, budget_s),
         Breaker("stored predictions", FAILING, time.monotonic),
         settings.stored_max_age_hours * 3_600_000,
     )
-    ladder = Ladder(reader, online_breaker, predictor, stored, clock, receipts.add, budget_s, read_s)
+    features = Breaker("online store", STORE_DOWN, time.monotonic)
+    ladder = Ladder(reader, features, predictor, stored, clock, receipts.add, budget_s, read_s)
     lists = ListReader(stored, max(budget_s - read_s, 0.0))
-    recommender = Recommender(VectorReader(client, store), online_breaker, lists, clock, min(read_s, budget_s))
+    vectors = Breaker("online store, vectors", STORE_DOWN, time.monotonic)  # what is slow of these says nothing of ETAs
+    recommender = Recommender(VectorReader(client, store), vectors, lists, clock, min(read_s, budget_s))
     intake = EventIntake(log, clock, drill=drill)
     online = TiffinOnlineStore(settings, clock)
     lags = LagCollector()

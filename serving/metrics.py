@@ -22,6 +22,9 @@ PREDICTIONS = Counter("tiffin_predictions_total", "Predictions answered, by mode
 RECEIPTS = Counter(
     "tiffin_receipts_total", "Receipts of predictions, by what became of them", ["outcome"], registry=REGISTRY
 )
+RECOMMENDATIONS = Counter(
+    "tiffin_recommendations_total", "Recommendations answered", ["mode", "fallback"], registry=REGISTRY
+)
 RECEIPTS_WAITING = Gauge("tiffin_receipts_waiting", "Answers whose receipt is not in the log yet", registry=REGISTRY)
 BREAKER_OPEN = Gauge("tiffin_breaker_open", "1 while something is taken to be down", ["of"], registry=REGISTRY)
 REFUSALS = Counter("tiffin_prediction_problems_total", "Orders answered by a problem", ["status"], registry=REGISTRY)

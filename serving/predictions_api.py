@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Path
-from fastapi.concurrency import run_in_threadpool
 
 from feature_repo.clock import iso
 from ingestion.log import LogUnavailable
@@ -15,6 +15,9 @@ from serving.modes import Mode
 from serving.problems import Problem, ProblemDetails
 from serving.receipts import ReceiptLog
 from serving.schemas import FeatureReceipt, ModelUsed, ReceiptShown
+
+MAX_LOOKUPS = 4
+"""So many predictions are looked up at once; events come in by the same threads."""
 
 Find = Callable[[str], Prediction | None]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -27,13 +30,14 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 def predictions_router(receipts: ReceiptLog, find: Find) -> APIRouter:
     """The route. What is not among `receipts`' last ones is looked up by `find`, in a thread."""
     router = APIRouter(tags=["predictions"])
+    few = CapacityLimiter(MAX_LOOKUPS)
 
     @router.get("/v1/predictions/{prediction_id}", responses=_PROBLEMS)
     async def receipt(prediction_id: Annotated[str, Path(pattern=PATTERN)]) -> ReceiptShown:
         """The receipt of a prediction: its model, its features with their status, and what each was read from."""
         prediction = receipts.recent(prediction_id)
         if prediction is None:
-            prediction = await run_in_threadpool(_found, find, prediction_id)
+            prediction = await to_thread.run_sync(_found, find, prediction_id, limiter=few)
         return _shown(prediction)
 
     return router

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
+from serving.metrics import RECOMMENDATIONS
 from serving.problems import Problem, ProblemDetails
 from serving.recommendation_schemas import RecommendationMode, RecommendationQuery, Recommendations
 from serving.recommender import Asked, Near, Recommender
@@ -24,7 +25,9 @@ def recommendations_router(recommender: Recommender) -> APIRouter:
         customer_id: Annotated[int, Path(ge=-(2**63), le=2**63 - 1)], query: Annotated[RecommendationQuery, Query()]
     ) -> Recommendations:
         """Restaurants for a customer, the best first."""
-        return await recommender.recommend(_asked(customer_id, query))
+        answer = await recommender.recommend(_asked(customer_id, query))
+        RECOMMENDATIONS.labels(mode=answer.mode, fallback=answer.fallback or "none").inc()
+        return answer
 
     return router
 

@@ -302,14 +302,14 @@ def test_when_the_online_store_is_down_the_stored_answer_says_so(stack: Stack) -
     stack.valkey.stop()
     found = answer(stack, mode="online")
     assert (found["mode"], found["run_id"], ids(found)) == ("stored", "run-1", list(PICKED))
-    assert found["stepped_down"] == ["online: online store: it cannot be reached"]
+    assert found["stepped_down"] == ["online: online store, vectors: it cannot be reached"]
     near = {"latitude": 52.37, "longitude": 4.89, "max_km": 2}
     some = answer(stack, mode="online", restaurant_ids=[60, 40, 10, 30], closed=[30], **near)
     assert (ids(some), scores(some)) == ([10, 40, 60], [0.8, None, None])
     assert some["place_unknown"] == [10, 40, 60], "places are in the store that is down"
     assert (some["left_out"]["closed"], some["not_comparable"]) == (1, 2)
     refused = problem(ask(stack, mode="online", require="online"), 503)
-    assert "online store: it cannot be reached" in refused["detail"]
+    assert "online store, vectors: it cannot be reached" in refused["detail"]
     assert answer(stack)["mode"] == "stored", "which never needed it"
     stack.valkey.start()
     wait_for(lambda: answer(stack, mode="online")["mode"] == "online", "the store to be asked again")
@@ -322,7 +322,7 @@ def test_a_store_that_does_not_answer_is_given_up_on(stack: Stack) -> None:
     stack.redis.client_pause(60_000)
     found = answer(stack, mode="online")
     assert found["mode"] == "stored"
-    assert "online store: it does not answer in time" in found["stepped_down"][0]
+    assert "online store, vectors: it does not answer in time" in found["stepped_down"][0]
     stack.valkey.stop()
     stack.valkey.start()
 
