@@ -169,10 +169,14 @@ def ladder(
     which is started here, as is all else: in a temporary folder, on ports of its own.
     """
     import json
+    import sys
+    from contextlib import redirect_stdout
 
     from deploy.ladder import ladder as run
 
-    typer.echo(json.dumps(run(lambda text: typer.echo(text, err=True), hold)))
+    with redirect_stdout(sys.stderr):  # Feast tells of its work there
+        figures = run(typer.echo, hold)
+    typer.echo(json.dumps(figures))
 
 
 @commands.command()
@@ -185,10 +189,14 @@ def receipts_drill(
     Starts everything that it needs, as `tiffin ladder` does.
     """
     import json
+    import sys
+    from contextlib import redirect_stdout
 
     from deploy.receipts_drill import receipts as run
 
-    typer.echo(json.dumps(run(lambda text: typer.echo(text, err=True), predictions)))
+    with redirect_stdout(sys.stderr):  # Feast tells of its work there
+        figures = run(typer.echo, predictions)
+    typer.echo(json.dumps(figures))
 
 
 @commands.command()

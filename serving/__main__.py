@@ -13,6 +13,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="[env: TIFFIN_PORT; default: 8088]")] = None,
 ) -> None:
     """Answer predictions and take events over HTTP until told to stop."""
+    import gc
     import signal
     import sys
 
@@ -24,8 +25,13 @@ def serve(
     given = settings()
     # uvicorn answers what is under way and then raises the signal again: that is a good end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    app = create_app(given)
+    # Feast alone is a million objects: looking through all of them again and again, as Python's collector does, would
+    # stop every request for some hundred milliseconds now and then. They stay as long as the server does.
+    gc.collect()
+    gc.freeze()
     uvicorn.run(
-        create_app(given),
+        app,
         host=host or given.host,
         port=given.port if port is None else port,
         access_log=False,
