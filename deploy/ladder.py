@@ -90,6 +90,8 @@ class Load:
                 took = time.monotonic() - begun
                 said = answer.json()["mode"] if answer.status_code == 200 else str(answer.status_code)
                 with self._lock:
+                    if phase is not self._phase:  # it was under way when things changed
+                        phase, settled = self._phase, False
                     (phase.settled if settled else phase.turning)[said] += 1
                     (phase.settled_s if settled else phase.turning_s).append(took)
                     self.last = said

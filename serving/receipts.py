@@ -22,15 +22,15 @@ from feature_repo.stores.reading import Feature
 from feature_repo.views import PresenceView, WindowView
 from ingestion.events import PREDICTIONS
 from ingestion.log import EventLog, LogUnavailable, Message
-from models.receipt import Prediction, Receipt, Served, Shadow
+from models.receipt import Prediction, Receipt, Served, Shadow, prediction_from
 from serving.metrics import RECEIPTS, RECEIPTS_WAITING
 from serving.predictor import Answered, minutes
 
 QUEUED = 20_000
 """So many answers may wait; about a minute of a busy server's."""
 
-RECENT = 2_000
-"""So many of the last answers can be shown before they are in the log."""
+RECENT = 5_000
+"""So many of the last receipts are held, about 3 kB each, to be shown at once."""
 
 BATCH = 1_000
 _GATHER_S = 0.02  # answers that come together are published together
@@ -49,7 +49,9 @@ class ReceiptLog:
     ) -> None:
         self._log, self._stamp, self._queued, self._kept = log, stamp, queued, recent
         self._waiting: queue.SimpleQueue[Answered] = queue.SimpleQueue()
-        self._recent: OrderedDict[str, Answered] = OrderedDict()
+        self._pending: dict[str, Answered] = {}
+        # As bytes: many objects that live for a while are what makes Python's garbage collector slow.
+        self._recent: OrderedDict[str, bytes] = OrderedDict()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="receipts", daemon=True)
         RECEIPTS_WAITING.set_function(self._waiting.qsize)
@@ -59,19 +61,19 @@ class ReceiptLog:
         self._thread.start()
 
     def add(self, answered: Answered) -> None:
-        """Take an answer; never waits. To be called by one thread."""
-        self._recent[answered.eta.prediction_id] = answered
-        if len(self._recent) > self._kept:
-            self._recent.popitem(last=False)
+        """Take an answer; never waits."""
         if self._closing.is_set() or self._waiting.qsize() >= self._queued:
             RECEIPTS.labels(outcome="dropped").inc()
         else:
+            self._pending[answered.eta.prediction_id] = answered
             self._waiting.put(answered)
 
     def recent(self, prediction_id: str) -> Prediction | None:
-        """One of the last answers with its receipt; None for any other. To be called by the thread that adds."""
-        answered = self._recent.get(prediction_id)
-        return None if answered is None else prediction_of(answered)
+        """One of the last answers with its receipt; None for any other, or one whose receipt was dropped."""
+        if (answered := self._pending.get(prediction_id)) is not None:
+            return prediction_of(answered)
+        event = self._recent.get(prediction_id)
+        return None if event is None else prediction_from(event)
 
     def close(self, seconds: float = _CLOSE_S) -> None:
         """Publish what waits, as far as that is done in so many seconds; count the rest as dropped."""
@@ -104,7 +106,7 @@ class ReceiptLog:
         return batch
 
     def _publish(self, batch: Sequence[Answered]) -> None:
-        messages = [message for answered in batch if (message := _message(answered)) is not None]
+        messages = [message for answered in batch if (message := self._message(answered)) is not None]
         RECEIPTS.labels(outcome="dropped").inc(len(batch) - len(messages))
         failures = 0
         while messages:
@@ -120,6 +122,22 @@ class ReceiptLog:
             else:
                 RECEIPTS.labels(outcome="logged").inc(len(messages))
                 return
+
+    def _message(self, answered: Answered) -> Message | None:
+        """The record of an answer; None, and logged, if none can be made: one answer's fault is not the others'."""
+        prediction_id = answered.eta.prediction_id
+        try:
+            event = msgspec.json.encode(prediction_of(answered))
+        except Exception as error:  # a fault of ours
+            logger.error("no receipt can be made", prediction_id=prediction_id, error=repr(error))
+            return None
+        else:
+            self._recent[prediction_id] = event
+            if len(self._recent) > self._kept:
+                self._recent.popitem(last=False)
+            return Message(str(answered.order.restaurant_id).encode(), event)
+        finally:
+            self._pending.pop(prediction_id, None)
 
 
 def prediction_of(answered: Answered) -> Prediction:
@@ -152,15 +170,6 @@ def prediction_of(answered: Answered) -> Prediction:
         model_version=eta.model.version,
         receipt=receipt,
     )
-
-
-def _message(answered: Answered) -> Message | None:
-    """The record of an answer; None, and logged, if none can be made: one answer's fault is not the others'."""
-    try:
-        return Message(str(answered.order.restaurant_id).encode(), msgspec.json.encode(prediction_of(answered)))
-    except Exception as error:  # a fault of ours
-        logger.error("no receipt can be made", prediction_id=answered.eta.prediction_id, error=repr(error))
-        return None
 
 
 def _served(features: dict[str, Feature], origins: Sequence[Origin]) -> dict[str, Served]:
