@@ -117,7 +117,7 @@ def quality(
 
     from feature_repo.clock import clock_of, from_ms, to_ms
     from feature_repo.settings import settings
-    from models.quality import drift, drift_table, quality_table
+    from models.quality import drift, drift_tables, quality_table
     from models.quality import quality as measured
     from models.registry import Registry
     from models.versions import in_use
@@ -130,9 +130,8 @@ def quality(
         typer.echo("No prediction of that time is archived.")
         return
     Console().print(quality_table(found, *span))
-    moved = drift(settings(), in_use(Registry(settings().data / "models")), *span)
-    if moved:
-        Console().print(drift_table(moved))
+    for table in drift_tables(drift(settings(), in_use(Registry(settings().data / "models")), *span)):
+        Console().print(table)
 
 
 @commands.command()

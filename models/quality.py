@@ -128,12 +128,16 @@ def quality_table(found: Sequence[Quality], since_ms: int, until_ms: int) -> Tab
     return table
 
 
-def drift_table(found: Sequence[Drift]) -> Table:
-    """The features, those that moved most first."""
-    table = Table("model", "version", "feature", "values", "PSI", title="Features served, against the training sample")
-    for line in sorted(found, key=lambda d: (d.model, -d.psi)):
-        table.add_row(line.model, line.version, line.feature, str(line.values), f"{line.psi:.3f}")
-    return table
+def drift_tables(found: Sequence[Drift]) -> list[Table]:
+    """A table a model: the features, those that moved most first."""
+    tables = []
+    for model, version in sorted({(line.model, line.version) for line in found}):
+        table = Table("feature", "values", "PSI", title=f"Served to {model} {version}, against its training sample")
+        of_model = [line for line in found if line.version == version]
+        for line in sorted(of_model, key=lambda d: -d.psi):
+            table.add_row(line.feature, str(line.values), f"{line.psi:.3f}")
+        tables.append(table)
+    return tables
 
 
 def outcomes_sql(settings: Settings, since_ms: int) -> str:
