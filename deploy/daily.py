@@ -15,7 +15,7 @@ from feature_repo.progress_bar import bar
 from feature_repo.settings import Settings
 from feature_repo.views import BatchView, compile_view
 from ingestion.batch_features import compute
-from models.batch_predict import TIMEOUT_S, predict_etas
+from models.batch_predict import TIMEOUT_S, NothingToPredict, predict_etas
 from models.embeddings import NoEmbeddings
 from models.embeddings import compute as compute_embeddings
 from models.order_history import NoOrders
@@ -70,6 +70,8 @@ def batch_predict(day: Day) -> str:
     try:
         with bar("predicting ahead") as advance:
             done = predict_etas(day.store, day.settings, stored, day.now, advance)
+    except NothingToPredict as error:  # of history that ended long ago no batch row is in force
+        return f"none: {error}"
     finally:
         stored.close()
     return f"run {done.run.run_id}: {done.rows} rows, {done.written} written now ({done.rows_per_second:,.0f} rows/s)"
@@ -94,8 +96,11 @@ BEFORE_MODELS = (
     Step("materialize", materialize),
 )
 BY_MODELS = (Step("batch-predict", batch_predict), Step("picks", picks))
-STEPS = (*BEFORE_MODELS, *BY_MODELS)
-"""The day's work, in this order: each step works on what those before it made. The first part needs no ETA model."""
+FEATURES, VECTORS, ONLINE = BEFORE_MODELS
+STEPS = (FEATURES, VECTORS, *BY_MODELS, ONLINE)
+"""The day's work, in this order: each step works on what those before it made. The online store comes last: what is
+made ahead is for when it cannot be reached, and does without it.
+"""
 
 
 def daily(day: Day, say: Say, steps: tuple[Step, ...] = STEPS) -> None:

@@ -23,7 +23,7 @@ CRON = "30 3 * * *"
 
 DAILY = (sys.executable, "-m", "tiffin", "daily")
 GRACE_SECONDS = 3_600
-"""A time that was missed (the machine slept, a run took long) is made up for within so long."""
+"""A time that was missed while the machine slept is made up for within so long."""
 
 STOP_SECONDS = 20.0
 """What a child has to end when it is told to; then it is killed, and the next one goes on where it was."""

@@ -3,7 +3,7 @@
 It reads the archive alone, so it may run anywhere that sees it, be stopped and started at will, and disturbs nobody.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 from prometheus_client.core import GaugeMetricFamily
@@ -26,9 +26,12 @@ logger = structlog.get_logger(__name__)
 
 
 class Monitor(Collector):
-    """What was measured last. A measurement that fails leaves what was, and is logged and counted."""
+    """What was measured last. A measurement that fails leaves what was, and is logged and counted.
 
-    def __init__(self, settings: Settings, sources: Sources, sample: float) -> None:
+    `sources` is asked in each round: definitions may have changed.
+    """
+
+    def __init__(self, settings: Settings, sources: Callable[[], Sources], sample: float) -> None:
         self._settings, self._registry = settings, Registry(settings.data / "models")
         self._sources, self._sample = sources, sample
         self._quality: list[Quality] = []
@@ -43,7 +46,7 @@ class Monitor(Collector):
             self._quality = quality(self._settings, since, now)
             self._drift = drift(self._settings, in_use(self._registry), since, now)
             recent = now - PARITY_MINUTES * _MINUTE_MS
-            self._parity = audit(self._settings, self._sources, recent, now, self._sample)
+            self._parity = audit(self._settings, self._sources(), recent, now, self._sample)
             self._at_ms = now
         except (OSError, RuntimeError, ValueError, DuckDBError) as error:  # the next round may go well
             self._failures += 1

@@ -74,6 +74,11 @@ def audit(
             typer.echo(f"bug: {bug.prediction_id} {bug.feature}: {said}")
         if report.unreadable:
             typer.echo(f"{report.unreadable} predictions have no receipt that can be read")
+    if report.unreadable or (report.receipts and not report.compared):
+        raise ParityBroken(
+            f"of {report.receipts + report.unreadable} predictions {report.unreadable} have no receipt that can be "
+            f"read, and {report.compared} features could be compared: that proves nothing"
+        )
     if report.ratio > threshold:
         raise ParityBroken(f"mismatch ratio {report.ratio:.6g} of {report.compared} features is above {threshold}")
 
@@ -149,6 +154,7 @@ def monitor(
     It reads the archive alone: what is not archived yet comes into the next round.
     """
     import time
+    from functools import partial
 
     from prometheus_client import CollectorRegistry, start_http_server
 
@@ -156,7 +162,7 @@ def monitor(
     from feature_repo.settings import settings
     from models.monitor import Monitor
 
-    watching, clock = Monitor(settings(), _sources(archive_only=True), sample), clock_of(settings())
+    watching, clock = Monitor(settings(), partial(_sources, archive_only=True), sample), clock_of(settings())
     registry = CollectorRegistry()
     registry.register(watching)
     given = settings()

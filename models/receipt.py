@@ -73,10 +73,8 @@ class Receipt(Struct, frozen=True, omit_defaults=True):
     shadow: Shadow | None = None
 
 
-def holds(receipt: Receipt, topic: str, partition: int | None, offset: int | None) -> bool:
-    """Whether a record of a topic was in what any feature was made from; one without a place was in none."""
-    if partition is None or offset is None or partition < 0:
-        return False
+def holds(receipt: Receipt, topic: str, partition: int, offset: int) -> bool:
+    """Whether a record of a topic was in what any feature was made from."""
     prefixes = [
         read.topics[topic].prefix
         for read in receipt.reads.values()

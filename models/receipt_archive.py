@@ -1,6 +1,7 @@
 """Receipts in the archive: the Parquet files of the topic ``eta_predictions``, each prediction once."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from feature_repo.clock import from_ms
 from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import Connection, connect, parquet_files
 from feature_repo.stores.sources import relation
-from models.receipt import Prediction, receipt_from
+from models.receipt import BadReceipt, Prediction, receipt_from
 
 TOPIC = "eta_predictions"
 COLUMNS = (
@@ -56,10 +57,14 @@ def receipts_sql(files: list[Path], since_ms: int, until_ms: int, where: str = "
 
 
 def read_receipts(connection: Connection, query: str) -> Iterator[list[Prediction]]:
-    """The predictions of a query of `receipts_sql`, in chunks. Raises BadReceipt."""
+    """The predictions of a query of `receipts_sql`, in chunks; those whose receipt cannot be read are left out."""
     found = connection.execute(query)
     while rows := found.fetchmany(CHUNK):
-        yield [_prediction(row) for row in rows]
+        chunk = []
+        for row in rows:
+            with suppress(BadReceipt):
+                chunk.append(_prediction(row))
+        yield chunk
 
 
 def find_receipt(settings: Settings, prediction_id: str, made_at_ms: int) -> Prediction | None:

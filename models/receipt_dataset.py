@@ -8,7 +8,8 @@ from feast import FeatureStore
 
 from feature_repo.clock import to_ms
 from feature_repo.settings import Settings
-from feature_repo.stores.duckdb_client import connect, literal
+from feature_repo.stores.duckdb_client import connect, literal, parquet_files
+from feature_repo.stores.sources import relation
 from models.dataset import MAX_DELIVERY_MINUTES, Dataset, NoTrainingRows, dataset_of, once_sql, vector_of
 from models.receipt import Receipt, holds, receipt_from
 from models.receipt_archive import CHUNK, receipt_files, receipts_sql
@@ -36,21 +37,26 @@ def build_from_receipts(
     served = f"order_id IS NOT NULL AND mode <> {literal(STORED_MODE)}"
     first = "QUALIFY row_number() OVER (PARTITION BY order_id ORDER BY at_ms, event_id) = 1"
     receipts = f"FROM ({receipts_sql(files, since_ms, until_ms, served)}) {first}"
+    orders = parquet_files(settings.data / "log" / "order_placed")  # every record of an order: history may have it, too
     placed = (
-        f'SELECT order_id, "partition" AS part, "offset" AS o FROM ({once_sql(settings, "order_placed", "event_id")})'
+        f'SELECT order_id, list({{part: "partition", o: "offset"}}) AS places FROM {relation(orders)} '
+        'WHERE "partition" >= 0 GROUP BY order_id'
+        if orders
+        else "SELECT NULL::VARCHAR AS order_id, NULL AS places WHERE false"
     )
     labels = f"SELECT order_id, delivery_minutes FROM ({once_sql(settings, 'order_delivered', 'delivery_minutes')})"
     query = (
-        f"SELECT r.order_id, r.at_ms, r.extra, d.delivery_minutes, p.part, p.o FROM ({receipts}) r "
+        f"SELECT r.order_id, r.at_ms, r.extra, d.delivery_minutes, p.places FROM ({receipts}) r "
         f"JOIN ({labels}) d USING (order_id) LEFT JOIN ({placed}) p USING (order_id) ORDER BY r.at_ms, r.order_id"
     )
     rows, left_out = [], 0
     with connect(settings) as connection:
         found = connection.execute(query)
         while chunk := found.fetchmany(CHUNK):  # receipts are long: few of them at a time
-            for order_id, at, extra, minutes, partition, offset in chunk:
+            for order_id, at, extra, minutes, places in chunk:
                 receipt = receipt_from(extra)
-                if not 0.0 <= minutes <= MAX_DELIVERY_MINUTES or holds(receipt, "order_placed", partition, offset):
+                own = any(holds(receipt, "order_placed", place["part"], place["o"]) for place in places or ())
+                if own or not 0.0 <= minutes <= MAX_DELIVERY_MINUTES:
                     left_out += 1
                     continue
                 rows.append((order_id, at, minutes, [_number(receipt, name) for name in vector.stored]))

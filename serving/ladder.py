@@ -92,7 +92,7 @@ class Ladder:
         )
 
     def _answered(self, missed: NoRung, stored: StoredEtas) -> Answered:
-        order, run, now = missed.order, stored.run, self._clock()
+        order, run, now = missed.order, stored.run, stored.at
         median, p90 = stored.minutes[order.restaurant_id]
         eta = Eta(
             prediction_id=prediction_id(now),

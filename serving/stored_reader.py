@@ -19,9 +19,10 @@ FAILING = (StoredUnreachable,)
 
 
 class StoredEtas(NamedTuple):
-    """What the published run says for an hour of the day: (median, p90) minutes by restaurant."""
+    """What the published run says for the hour of the day that `at` (ms) lies in: (median, p90) by restaurant."""
 
     run: Run
+    at: int
     hour: int
     minutes: dict[int, tuple[float, float]]
 
@@ -38,7 +39,7 @@ class StoredReader:
         """What is stored for these restaurants at `now` (ms). Raises Unavailable, saying why."""
         hour = now // _HOUR_MS % 24
         run, minutes = await self.ask(lambda stored: stored.etas(restaurants, hour), wait)
-        return StoredEtas(self._fresh(run, now), hour, minutes)
+        return StoredEtas(self._fresh(run, now), now, hour, minutes)
 
     async def run(self, now: int, wait: Patience) -> Run:
         """The run that answers. Raises Unavailable, saying why there is none."""

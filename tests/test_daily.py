@@ -64,7 +64,7 @@ def test_the_daily_work_may_be_repeated(tmp_path: Path, tmp_path_factory: pytest
         assert [line.partition(":")[0] for line in said] == [step.name for step in STEPS]
         assert "0 new rows of restaurant_prep_stats" in said[0]
         assert f"{len(RESTAURANTS) * 24} rows" in next(line for line in said if line.startswith("batch-predict"))
-        assert said[-1].startswith("picks: none: ")
+        assert any(line.startswith("picks: none: ") for line in said)
         assert len(stored.etas(RESTAURANTS, 12)[1]) == len(RESTAURANTS)
     runs = stored.history(ETA)
     assert len({run.as_of_ms for run in runs}) == len(runs), "one run an hour, however often it is asked for"

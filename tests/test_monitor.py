@@ -29,7 +29,7 @@ def shown(monitor: Monitor) -> dict[str, float]:
 
 def watching(stack: Stack) -> Monitor:
     answers = Answers(Registry(stack.settings.data / "models"))
-    return Monitor(stack.settings, Sources(definitions_of(stack.store), answers), sample=1.0)
+    return Monitor(stack.settings, lambda: Sources(definitions_of(stack.store), answers), sample=1.0)
 
 
 def test_what_was_promised_and_what_came_true_are_metrics(stack: Stack) -> None:

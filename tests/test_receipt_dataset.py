@@ -7,6 +7,7 @@ import pytest
 
 from feature_repo.clock import from_ms
 from ingestion.archive import catch_up
+from ingestion.event_files import append_history
 from ingestion.events import ARCHIVED
 from models.dataset import ASKED_BEFORE_MS, Dataset, NoTrainingRows
 from models.pipeline import Plan, Source, train_all
@@ -84,6 +85,23 @@ def test_orders_that_were_in_their_own_features_are_left_out_and_counted(stack: 
     archive_all(stack, 2)
     found = dataset(stack)
     assert (found.order_id.tolist(), found.left_out) == (["c"], 1)
+
+
+def test_an_order_that_history_has_too_is_left_out_all_the_same(stack: Stack) -> None:
+    event = stack.order(1, order_id="a")
+    stack.push("order_placed", event)
+    stack.fold()
+    asked(stack, "a")
+    asked(stack, "b", 2)
+    stack.push("order_placed", stack.order(2, order_id="b"))
+    columns = {name: [value] for name, value in event.items()} | {"event_time": [event["placed_at"]]}
+    append_history(stack.settings, "order_placed", columns)
+    gone = [delivered(stack, order, 20.0) for order in ("a", "b")]
+    stack.move(20 * MINUTE)
+    stack.push("order_delivered", *gone)
+    archive_all(stack, 2)
+    found = dataset(stack)
+    assert (found.order_id.tolist(), found.left_out) == (["b"], 1)
 
 
 def test_without_receipts_or_outcomes_it_says_so(stack: Stack) -> None:

@@ -265,6 +265,14 @@ def test_a_stored_answer_is_what_its_run_says(stack: Stack, kept: tuple[float, f
     assert [f.verdict for f in found.findings] == [verdict]
 
 
+def test_a_stored_answer_of_another_hour_is_a_bug(stack: Stack) -> None:
+    prediction = stored(stack, predict(stack))
+    receipt = msgspec.structs.replace(prediction.receipt, stored=StoredFrom("run", 11, START))
+    late = msgspec.structs.replace(prediction, receipt=receipt, eta_minutes=0.0, eta_minutes_p90=0.0)
+    found = again(stack, late, sources(stack, lambda run, restaurant, hour: (0.0, 0.0)))
+    assert [f.verdict for f in found.findings] == [Verdict.BUG]
+
+
 def test_what_is_not_archived_yet_is_no_bug(stack: Stack) -> None:
     archive(stack)
     stack.push("order_placed", stack.order(1))

@@ -14,6 +14,7 @@ StoredEta = Callable[[str, int, int], tuple[float, float] | None]
 """(run_id, restaurant_id, hour of the day) -> (median, p90) minutes, or None if the run is no longer kept."""
 
 Pair = tuple[float, float]
+_HOUR_MS = 3_600_000
 _KEPT = 16  # models that are held ready
 
 
@@ -53,6 +54,8 @@ class Answers:
         source = prediction.receipt.stored
         if source is None:
             return _said(prediction, None, Verdict.BUG, "the receipt does not name the run that it is of")
+        if source.hour != prediction.at // _HOUR_MS % 24:
+            return _said(prediction, None, Verdict.BUG, f"it is the answer of hour {source.hour} (UTC)")
         kept = self._stored_eta and self._stored_eta(source.run_id, prediction.restaurant_id, source.hour)
         if kept is None:
             return _said(prediction, None, Verdict.NOT_KEPT, f"run {source.run_id} is not kept")
