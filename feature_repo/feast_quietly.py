@@ -44,7 +44,7 @@ def register_elsewhere(settings: Settings, folder: Path) -> FeatureStore:
     (folder / "feature_store.yaml").write_text(yaml.safe_dump(described | {"registry": "data/registry.db"}))
     with contextlib.chdir(settings.repo), _importing_from(settings.repo), _no_bytecode():
         found = parse_repo(settings.repo)
-    feast = FeatureStore(config=load_repo_config(folder, folder / "feature_store.yaml"))
+    feast = FeatureStore(repo_path=str(folder))
     with contextlib.chdir(folder):
         feast.apply([*found.entities, *found.data_sources, *found.feature_views, *found.stream_feature_views])
     return feast

@@ -42,15 +42,18 @@ def temporary(tmp_path: Path) -> Path:
     return made
 
 
-def run(command: list[str | Path], temporary: Path) -> subprocess.CompletedProcess[str]:
+def run(command: list[str | Path], temporary: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     where = environment(**NOWHERE, TMPDIR=str(temporary))
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, env=where)
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, env=where, cwd=cwd)
 
 
-def test_definitions_are_held_in_two_processes_and_nothing_is_left_behind(mine: Path, temporary: Path) -> None:
+def test_definitions_are_held_in_two_processes_and_nothing_is_left_behind(
+    mine: Path, temporary: Path, tmp_path: Path
+) -> None:
     before = sorted(mine.iterdir())
+    (somewhere := tmp_path / "somewhere").mkdir()
     words = ["--views", "by_zone,couriers", "--checks", "300", "--processes", "2", "--seed", "5"]
-    done = run([BIN / "tiffin", "--repo", mine, "parity", *words], temporary)
+    done = run([BIN / "tiffin", "--repo", mine, "parity", *words], temporary, somewhere)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert list(found) == ["checks", "mismatches", "stories", "seconds", "seed"]
@@ -58,7 +61,7 @@ def test_definitions_are_held_in_two_processes_and_nothing_is_left_behind(mine: 
     assert found["checks"] >= 300
     assert found["stories"] >= 2
     assert sorted(mine.iterdir()) == before
-    assert list(temporary.iterdir()) == []
+    assert list(temporary.iterdir()) == list(somewhere.iterdir()) == []
 
 
 def test_a_run_that_is_told_to_stop_leaves_nothing_behind(mine: Path, temporary: Path) -> None:
@@ -66,12 +69,10 @@ def test_a_run_that_is_told_to_stop_leaves_nothing_behind(mine: Path, temporary:
     command: list[str | Path] = [BIN / "tiffin", "--repo", mine, "parity", *words]
     where = environment(**NOWHERE, TMPDIR=str(temporary))
     child = subprocess.Popen(command, env=where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    servers = "tiffin-parity-*/data/valkey/appendonlydir"
     try:
-        wait_for(
-            lambda: len(list(temporary.glob("tiffin-parity-*/data/valkey/appendonlydir"))) == 2,
-            "two servers",
-            DEADLINE_S,
-        )
+        wait_for(lambda: child.poll() is not None or len([*temporary.glob(servers)]) == 2, "two servers", DEADLINE_S)
+        assert child.poll() is None
         child.terminate()
         assert child.wait(DEADLINE_S) == 128 + signal.SIGTERM
         assert list(temporary.iterdir()) == []
