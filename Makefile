@@ -10,7 +10,7 @@ PREDICTIONS ?= 100000
 # Bytecode makes Feast's import twice as fast; an environment that forbids it would slow every command down.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo up test parity check format services services-down chaos ladder receipts batch-kills feast-suites lock clean
+.PHONY: help demo up test parity check format services services-down chaos ladder receipts batch-kills bench feast-suites lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ ladder: $(READY) ## take away under load what predictions stand on, and see whic
 
 receipts: $(READY) ## PREDICTIONS=100000 under load: each has a receipt, and each receipt replays
 	@$(BIN)/tiffin receipts-drill --predictions $(PREDICTIONS)
+
+bench: $(READY) ## every figure beside Feast, in one run; QUICK=1 in ten minutes
+	@$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 feast-suites: $(READY) ## Feast's own test suites on our stores, and on its own: FEAST_SRC=a source tree of Feast 0.67
 	@$(BIN)/tiffin feast-suites "$(FEAST_SRC)"
