@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.stores.duckdb_client import connect as connect_duckdb
@@ -98,6 +101,29 @@ def test_a_member_of_history_and_of_the_log_is_one(lab: Lab) -> None:
     assert asked(lab, "couriers:available", *instants) == [1, 1, 1]
     assert asked(lab, "couriers:available", *instants, arrival=True) == [0, 0, 1]
     assert asked(lab, "couriers:busy", *instants, arrival=True) == [1, 1, 0]
+
+
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+@pytest.mark.parametrize("later", [-MINUTE, 0, MINUTE])
+def test_an_event_of_two_logs_counts_once_wherever_it_lies_in_them(lab: Lab, shift: int, later: int) -> None:
+    """The topic was mirrored into another cluster, and both were archived in one folder."""
+    lab.clock.now = arrived = START + 2 * MINUTE
+    lab.publish(order("a", START), order("b", START))
+    lab.archive()
+    topic = lab.repo.settings.data / "log" / ORDERS
+    for file in topic.glob("date=*/*.parquet"):
+        table = pq.read_table(file)
+        offsets = pc.add(table["offset"], shift)
+        appended = pc.add(table["append_time"], pa.scalar(later * 1000, pa.duration("us")))
+        table = table.set_column(table.schema.get_field_index("offset"), "offset", offsets)
+        table = table.set_column(table.schema.get_field_index("append_time"), "append_time", appended)
+        mirrored = topic / "log=abc" / file.parent.name
+        mirrored.mkdir(parents=True)
+        pq.write_table(table, mirrored / file.name)
+    ref = "by_restaurant:r_orders_5m"
+    known = arrived + min(later, 0)
+    assert asked(lab, ref, START, arrived) == [2, 2]
+    assert asked(lab, ref, known - 1, known, arrived + MINUTE, arrival=True) == [0, 2, 2]
 
 
 def test_history_and_another_event_of_its_id_long_after_are_two(lab: Lab) -> None:

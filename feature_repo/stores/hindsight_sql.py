@@ -38,10 +38,11 @@ def events_sql(join: Join, span: Span, own: str) -> str | None:
         records = records_sql(join, topic, span, [f"{SQL_HOME} AS home", f"CAST({column} AS VARCHAR) AS own"])
         if records is not None:
             logs.append(
-                "SELECT * EXCLUDE (logged, original), original AND (part >= 0 OR logged IS NULL) AS now, t AS known, "
+                "SELECT * EXCLUDE (place, logged, original), "
+                "original AND (part >= 0 OR logged IS NULL) AS now, t AS known, "
                 f"CAST(NULL AS BIGINT) AS gone, {topic << 16} + part AS p, {topic} AS topic FROM ("
                 f"SELECT *, {is_first('part', memory)} AS original, {logged(memory)} AS logged FROM ({records}) "
-                f"QUALIFY {is_first('home, part', memory)}) WHERE t BETWEEN {since} AND {until}"
+                f"QUALIFY {is_first('home, part', memory, 'o')}) WHERE t BETWEEN {since} AND {until}"
             )
     return " UNION ALL ".join(logs) or None
 

@@ -20,6 +20,12 @@ SQL_HOME = f"regexp_extract(filename, '/({FOLDER}[^/]+)/date=', 1)"
 """SQL for the home of a file: the name of its log's folder, '' for the topic's own."""
 
 
+def home_of(file: Path) -> str:
+    """The home of a file of a topic: the name of its log's folder, '' for the topic's own."""
+    home = file.parent.parent.name
+    return home if home.startswith(FOLDER) else ""
+
+
 def homes(folder: Path) -> Mapping[int, str]:
     """Of each log of a topic that says whose it is: its home, by the digest of its identity."""
     found = {"": folder / FIRST_LOG} | {path.parent.name: path for path in folder.glob(f"{FOLDER}*/{THIS_LOG}")}

@@ -4,7 +4,8 @@ What a window means is said in `feature_repo.windows`, what a presence in `featu
 computed from the event log alone, never from tiles. `feature_repo.stores.joins` says what it works on; presence is in
 `feature_repo.stores.presence_sql`, what a prefix of the log says in `feature_repo.stores.hindsight_sql`.
 
-**Once.** An event counts once a partition: the same ``event_id`` there at a higher offset is a repeat. If its event
+**Once.** An event counts once a partition: the same ``event_id`` there at a higher offset is a repeat, and so is one in
+the same partition of a log that the topic had later (`feature_repo.stores.log_homes`). If its event
 time is later than that of every one before by more than the topic's memory (the longest reach of its views and
 `REPEAT_SLACK_MS`), it is another event that was given an old id. The same id in another partition is another event. An
 event of history (imported or simulated, partition -1) that lies in a partition of the log too, no further away in time
@@ -16,11 +17,13 @@ repeat is never known before its original.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from feature_repo.clock import from_ms
 from feature_repo.stores.duckdb_client import identifier, literal
 from feature_repo.stores.joins import Join, Span
+from feature_repo.stores.log_homes import SQL_HOME, home_of
 from feature_repo.stores.presence_sql import presence_sql
 from feature_repo.stores.sources import Source, null_of, relation
 from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
@@ -57,7 +60,8 @@ def stream_sql(join: Join, span: Span) -> str:
 def records_sql(join: Join, topic: int, span: Span, more: Sequence[str] = ()) -> str | None:
     """One topic's records that can matter, repeats and all; None if it has no files.
 
-    ``t``: event time, ``appended``: append time, both in ms; ``part``, ``o``: where it lies; ``id``; and `more`.
+    ``t``: event time, ``appended``: append time, both in ms; ``part``, ``o``: where it lies; ``place``: what orders the
+    partition's records over all logs of the topic; ``id``; and `more`.
     """
     assert isinstance(join.view, StreamView)
     source, memory = join.sources[topic], join.memories[topic]
@@ -75,7 +79,8 @@ def records_sql(join: Join, topic: int, span: Span, more: Sequence[str] = ()) ->
         read += f" AND {time} <= greatest({until + memory}, ({last}))"
     return (
         f"SELECT {', '.join([*join.keys_of(source), *_values(join, topic), *more])}, {time} AS t, "
-        f'{appended} AS appended, "partition" AS part, "offset" AS o, event_id AS id '
+        f'{appended} AS appended, "partition" AS part, "offset" AS o, '
+        f"{_place(files, appended)} AS place, event_id AS id "
         f"FROM {relation(files)} WHERE {read}"
     )
 
@@ -86,10 +91,10 @@ def reached(join: Join, span: Span) -> tuple[int, int]:
     return span.first_ms - join.view.reach, span.last_ms
 
 
-def is_first(within: str, memory: int) -> str:
-    """The condition that a record is no repeat; ids are repeated `within` these columns."""
+def is_first(within: str, memory: int, place: str = "place") -> str:
+    """The condition that a record is no repeat; ids are repeated `within` these columns, in the order of `place`."""
     return (
-        f"o = min(o) OVER (PARTITION BY {within}, id ORDER BY t "
+        f"{place} = min({place}) OVER (PARTITION BY {within}, id ORDER BY t "
         f"RANGE BETWEEN {memory} PRECEDING AND UNBOUNDED FOLLOWING)"
     )
 
@@ -117,10 +122,21 @@ def _events(join: Join, topic: int, span: Span) -> str | None:
         known, also_logged, gone = "appended", "coalesce(logged > appended, true)", "logged"
     once = f"SELECT *, {logged(memory)} AS logged FROM ({records}) QUALIFY {is_first('part', memory)}"
     return (
-        f"SELECT * EXCLUDE (appended, part, id, logged), {known} AS known, {topic << 16} + part AS p, "
+        f"SELECT * EXCLUDE (appended, part, place, id, logged), {known} AS known, {topic << 16} + part AS p, "
         f"CASE WHEN part < 0 THEN {gone} END AS gone FROM ({once}) "
         f"WHERE t BETWEEN {since} AND {until} AND (part >= 0 OR {also_logged})"
     )
+
+
+def _place(files: Sequence[Path], appended: str) -> str:
+    """SQL for where a record lies in its partition: its offset, after those of the logs that the topic had before.
+
+    Logs have offsets of their own, so what was appended first comes first. One log's records are in the order of their
+    offsets whatever their append times say.
+    """
+    if len({home_of(file) for file in files}) <= 1:
+        return '"offset"'
+    return f"""row({appended}, {SQL_HOME}, "offset")"""
 
 
 def _values(join: Join, topic: int) -> list[str]:
