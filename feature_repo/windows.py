@@ -13,8 +13,11 @@ A *tile* aggregates one hop of one entity. Every part of a tile is made of whole
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 SCALE = 1_000_000
 """Values are kept as whole millionths."""
@@ -35,6 +38,8 @@ DISTINCT_BOUND = 1000
 """``count_distinct`` is exact up to this many values; a result of 1000 reads "1000 or more"."""
 
 COUNT, SUM, SQUARES, MIN, MAX, LAST, DISTINCT = "count", "sum", "squares", "min", "max", "last", "distinct"
+
+_ADDED = (COUNT, SUM, SQUARES)
 
 Number = int | float
 Last = tuple[int, int, int, int]
@@ -130,6 +135,11 @@ class Layout:
         """The event columns that are read, sorted."""
         return tuple(sorted({part.column for part in self.parts}))
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether every part is a number that is added up."""
+        return all(part.kind in _ADDED for part in self.parts)
+
     @property
     def horizon(self) -> int:
         """The longest window, in milliseconds."""
@@ -148,7 +158,7 @@ class Observation:
 
 def empty(kind: str) -> PartValue:
     """The value of a part over no events; it is the neutral element of `merge`."""
-    if kind in (COUNT, SUM, SQUARES):
+    if kind in _ADDED:
         return 0
     return frozenset() if kind == DISTINCT else None
 
@@ -174,7 +184,7 @@ def observe(part: Part, value: Number | str | None, hashed: int, time: int, part
 
 def merge(kind: str, a: PartValue, b: PartValue) -> PartValue:
     """The part over the union of two disjoint sets of events. Commutative, associative, with `empty` as neutral."""
-    if kind in (COUNT, SUM, SQUARES):
+    if kind in _ADDED:
         return a + b  # type: ignore[operator, return-value]  # whole numbers, by `empty` and `observe`
     if kind == DISTINCT:
         if len(a) >= DISTINCT_BOUND:  # type: ignore[arg-type]  # sets, by `empty` and `observe`
@@ -254,3 +264,47 @@ def read_window(layout: Layout, aggregate: Aggregate, tiles: Iterable[Tiles], in
                 for i, place in enumerate(places):
                     merged[i] = merge(wanted[i].kind, merged[i], tile[place])
     return result(aggregate, merged)
+
+
+class Columns(NamedTuple):
+    """The tiles of one entity (and partition) by column: a reader looks at nothing but the end of each."""
+
+    newest: int
+    first: int
+    """The number of the first hop."""
+    steps: Sequence[int]
+    """Of each tile how far behind the first hop it is, ascending."""
+    parts: Sequence[Sequence[PartValue]]
+    """Of each part of the layout its value a tile."""
+
+
+def window_reader(layout: Layout, aggregate: Aggregate) -> Callable[[Sequence[Columns], int], Number | None]:
+    """`read_window` of one aggregate from `Columns`, compiled: a function of them and the instant."""
+    hop, hops, wanted = layout.hop, aggregate.window // layout.hop, aggregate.parts()
+    parts = [(layout.parts.index(part), part.kind) for part in wanted]
+    if aggregate.function == "count":
+        ((place, _),) = parts
+
+        def count(found: Sequence[Columns], instant: int) -> Number | None:
+            oldest, total = instant // hop - hops, 0
+            for one in found:
+                total += sum(one.parts[place][bisect_left(one.steps, oldest - one.first) :])  # type: ignore[arg-type]
+            return total
+
+        return count
+
+    def read(found: Sequence[Columns], instant: int) -> Number | None:
+        oldest = instant // hop - hops
+        merged = [empty(kind) for _, kind in parts]
+        for one in found:
+            start = bisect_left(one.steps, oldest - one.first)
+            for i, (place, kind) in enumerate(parts):
+                values = one.parts[place][start:]
+                if kind in _ADDED:
+                    merged[i] += sum(values)  # type: ignore[arg-type, operator]  # whole numbers
+                else:
+                    for value in values:
+                        merged[i] = merge(kind, merged[i], value)
+        return result(aggregate, merged)
+
+    return read

@@ -13,6 +13,7 @@ from feature_repo.feast_quietly import open_store
 from feature_repo.settings import Settings
 from feature_repo.stores.online import TiffinOnlineStore
 from feature_repo.stores.redis_client import STORE_DOWN, connect_async
+from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.views import BatchView, StreamView, views_of_service
 from ingestion.log import open_log
 from models.registry import Registry, Watcher
@@ -51,11 +52,15 @@ def create_app(settings: Settings) -> FastAPI:
     streams: list[StreamView] = [view for view, _ in views if not isinstance(view, BatchView)]
     clock = clock_of(settings)
     log = open_log(settings)
-    client = connect_async(settings)
+    client, pipe, vectors_pipe = (
+        connect_async(settings),
+        RedisPipe(connect_async(settings)),
+        RedisPipe(connect_async(settings)),
+    )
     registry = Registry(settings.data / "models")
     drill = settings.clock_start is not None
     budget_s, read_s = settings.budget_ms / 1000, settings.read_timeout_ms / 1000
-    reader = FeatureReader(client, store.project, views, ENTITY, clock)
+    reader = FeatureReader(pipe, store.project, views, ENTITY, clock)
     predictor = Predictor(
         reader,
         {mode: Watcher(registry, name) for mode, name in MODELS.items()},
@@ -72,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     ladder = Ladder(reader, features, predictor, stored, clock, receipts.add, budget_s, read_s)
     lists = ListReader(stored, max(budget_s - read_s, 0.0))
     vectors = Breaker("online store, vectors", STORE_DOWN, time.monotonic)  # what is slow of these says nothing of ETAs
-    recommender = Recommender(VectorReader(client, store), vectors, lists, clock, min(read_s, budget_s))
+    recommender = Recommender(VectorReader(vectors_pipe, store), vectors, lists, clock, min(read_s, budget_s))
     intake = EventIntake(log, clock, drill=drill)
     online = TiffinOnlineStore(settings, clock)
     lags = LagCollector()
@@ -90,6 +95,8 @@ def create_app(settings: Settings) -> FastAPI:
         stored.close()
         log.close()
         await online.close()
+        await pipe.aclose()
+        await vectors_pipe.aclose()
         await client.aclose()
         REGISTRY.unregister(lags)
 

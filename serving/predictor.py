@@ -59,7 +59,7 @@ class Predictor:
     ) -> None:
         self._reader, self._watchers, self._shadows, self._clock = reader, watchers, shadows, clock
         self._batch_names = reader.batch_names
-        self._digests: tuple[bytes | None, bytes | None] = (None, None)  # of the definitions that the doubts are of
+        self._digest: bytes | None = None  # of the definitions that the doubts are of
         self._doubts: dict[str, str | None] = {}  # model version: why it may not answer, by what is served now
 
     def answer(self, orders: Sequence[Order], rows: Sequence[Row]) -> list[Answered | NoRung | Problem]:
@@ -98,8 +98,8 @@ class Predictor:
 
     def _doubt(self, model: Model) -> str | None:
         """Why a model may not answer by the features as they are served now, if it may not."""
-        if (digests := self._reader.digests) != self._digests:
-            self._digests, self._doubts = digests, {}
+        if (digest := self._reader.digest) != self._digest:
+            self._digest, self._doubts = digest, {}
         version = model.manifest.version
         if version not in self._doubts:
             self._doubts[version] = self._compared(model)

@@ -2,24 +2,29 @@
 
 A join key that the request does not carry is taken from the batch feature of the same name: a restaurant's `zone_id`
 comes from its profile. So one id is enough to ask for a prediction.
+
+What is looked up seldom changes, so everything is read at once, by what was found the last time. What was read says
+whether that still holds; if not, all is read again by what it says now. Nothing is ever answered by a remembered id.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from feature_repo.clock import Clock
 from feature_repo.stores.origins import Origin
-from feature_repo.stores.reading import Answer, Feature, ReadPlan, Wanted, read_async
-from feature_repo.stores.redis_client import AsyncRedis
+from feature_repo.stores.reading import Feature, ReadPlan, Wait, Wanted, read_async
+from feature_repo.stores.redis_client import StoreGone
+from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.views import BatchView, View
 
-_INSTANT_TRIES = 3
-Wait = Callable[[Awaitable[list[Any]]], Awaitable[list[Any]]]
+REMEMBERED = 200_000
+"""Of so many entities it is remembered what was looked up."""
+
+_TRIES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One entity's features by full name (``view__feature``), and the instant (ms) that all of them hold at.
 
@@ -38,86 +43,90 @@ class FeatureReader:
     """Reads one feature service's views. Raises ValueError if an id can neither be given nor looked up."""
 
     def __init__(
-        self, client: AsyncRedis, project: str, views: Sequence[tuple[View, tuple[str, ...]]], given: str, clock: Clock
+        self, pipe: RedisPipe, project: str, views: Sequence[tuple[View, tuple[str, ...]]], given: str, clock: Clock
     ) -> None:
-        self._client, self._clock, self._given = client, clock, given
+        self._pipe, self._clock, self._given = pipe, clock, given
         wanted = [Wanted(view, features, view.join_keys) for view, features in views]
-        first = [w for w in wanted if w.columns == (given,)]
-        second = [w for w in wanted if w.columns != (given,)]
         self._looked_up = {
             column: f"{w.view.name}__{column}"
-            for column in sorted({c for w in second for c in w.columns} - {given})
-            for w in first
-            if isinstance(w.view, BatchView) and column in w.features
+            for column in sorted({c for w in wanted for c in w.columns} - {given})
+            for w in wanted
+            if w.columns == (given,) and isinstance(w.view, BatchView) and column in w.features
         }
-        unknown = {c for w in second for c in w.columns} - {given} - self._looked_up.keys()
+        unknown = {c for w in wanted for c in w.columns} - {given} - self._looked_up.keys()
         if unknown:
             raise ValueError(
                 f"{sorted(unknown)[0]} is neither {given} nor a batch feature by {given}: it cannot be looked up"
             )
-        self._first, self._second = ReadPlan(project, first, receipts=True), ReadPlan(project, second, receipts=True)
+        self._plan = ReadPlan(project, wanted, receipts=True)
+        self._names = [[f"{w.view.name}__{feature}" for feature in w.features] for w in wanted]
+        self._remembered: dict[str, dict[object, object]] = {column: {} for column in self._looked_up}
 
     @property
     def batch_names(self) -> frozenset[str]:
         """The batch features, by full name."""
-        wanted = (w for plan in (self._first, self._second) for w in plan.wanted if isinstance(w.view, BatchView))
-        return frozenset(f"{w.view.name}__{feature}" for w in wanted for feature in w.features)
+        batch = (isinstance(w.view, BatchView) for w in self._plan.wanted)
+        return frozenset(name for names, is_batch in zip(self._names, batch, strict=True) if is_batch for name in names)
 
     @property
-    def digests(self) -> tuple[bytes | None, bytes | None]:
-        """What changes with `views`, of each half of a read; None before its first."""
-        return self._first.shape.digest, self._second.shape.digest
+    def digest(self) -> bytes | None:
+        """What changes with `views`; None before the first read."""
+        return self._plan.shape.digest
 
     def views(self) -> list[tuple[View, tuple[str, ...]]]:
         """The views as they are served, with their features.
 
         That is how they were defined when they were folded; the registry may be ahead of it.
         """
-        return [*self._first.views(), *self._second.views()]
+        return self._plan.views()
 
     async def read(
         self, ids: Sequence[object], known: Sequence[Mapping[str, object]], wait: Wait | None = None
     ) -> list[Row]:
         """The features of `ids`; `known` gives, a row, ids that need not be looked up ({join key: id}).
 
-        All rows hold at one instant: where events newer than this reader's clock keep coming between the two halves of
-        a read, the first half may lie behind it by as much as they do. Raises one of `redis_client.STORE_DOWN`, and
-        what `wait` raises, which bounds how long each answer of the store is waited for.
+        All rows hold at one instant. Raises one of `redis_client.STORE_DOWN`, and what `wait` raises, which bounds how
+        long each answer of the store is waited for.
         """
-        now = began = self._clock()
-        for _ in range(_INSTANT_TRIES):
-            first = await read_async(self._client, self._first, {self._given: ids}, now, wait=wait)
-            rows = _rows(self._first, first, len(ids))
-            columns: dict[str, Sequence[object]] = {self._given: ids}
-            for column, source in self._looked_up.items():
-                columns[column] = [k.get(column, row[source].value) for k, row in zip(known, rows, strict=True)]
-            second = await read_async(self._client, self._second, columns, first.instant, wait=wait)
-            if second.instant == first.instant:
-                break
-            now = second.instant  # an event newer than this reader's clock came between: everything is read at its time
-        for row, more in zip(rows, _rows(self._second, second, len(ids)), strict=True):
-            row.update(more)
-        return [
-            Row(
-                row,
-                second.instant,
-                began,
-                {name: column[i] for name, column in columns.items()},
-                partial(_origins, first, second, i),
-            )
-            for i, row in enumerate(rows)
-        ]
+        now = self._clock()
+        columns: dict[str, Sequence[object]] = {self._given: ids}
+        for column, found in self._remembered.items():
+            columns[column] = [k[column] if column in k else found.get(i) for i, k in zip(ids, known, strict=True)]
+        for _ in range(_TRIES):
+            answer = await read_async(self._pipe, self._plan, columns, now, wait)
+            rows: list[dict[str, Feature]] = [{} for _ in ids]
+            for names, view in zip(self._names, answer.views, strict=True):
+                for i, row in enumerate(rows):
+                    row.update(zip(names, view.row(i), strict=True))
+            if not (changed := self._changed(ids, known, columns, rows)):
+                return [
+                    Row(
+                        row,
+                        answer.instant,
+                        now,
+                        {name: column[i] for name, column in columns.items()},
+                        partial(answer.origins, i),
+                    )
+                    for i, row in enumerate(rows)
+                ]
+            columns |= changed
+        raise StoreGone(f"what is looked up by {self._given} changed {_TRIES} times while it was read")
 
-
-def _origins(first: Answer, second: Answer, row: int) -> list[Origin]:
-    return [*first.origins(row), *second.origins(row)]
-
-
-def _rows(plan: ReadPlan, answer: Answer, count: int) -> list[dict[str, Feature]]:
-    rows: list[dict[str, Feature]] = [{} for _ in range(count)]
-    for wanted, columns in zip(plan.wanted, answer.columns, strict=True):
-        for feature, column in zip(wanted.features, columns, strict=True):
-            name = f"{wanted.view.name}__{feature}"
-            for row, value in zip(rows, column, strict=True):
-                row[name] = value
-    return rows
+    def _changed(
+        self,
+        ids: Sequence[object],
+        known: Sequence[Mapping[str, object]],
+        columns: Mapping[str, Sequence[object]],
+        rows: Sequence[Mapping[str, Feature]],
+    ) -> dict[str, list[object]]:
+        """The columns of looked up ids that were read by others than what was read says."""
+        changed = {}
+        for column, source in self._looked_up.items():
+            told = [k[column] if column in k else row[source].value for k, row in zip(known, rows, strict=True)]
+            if told != columns[column]:
+                changed[column] = told
+                remembered = self._remembered[column]
+                if len(remembered) + len(ids) > REMEMBERED:
+                    remembered.clear()
+                remembered.update((i, row[source].value) for i, row in zip(ids, rows, strict=True))
+        return changed

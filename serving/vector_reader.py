@@ -10,7 +10,7 @@ from feast.errors import FeastObjectNotFoundException
 from numpy.typing import NDArray
 
 from feature_repo.stores.reading import Feature, ReadPlan, Status, Wanted, read_async
-from feature_repo.stores.redis_client import AsyncRedis
+from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.views import BatchView, compile_view, online_versioning
 from models.recommend import CUSTOMERS, RESTAURANTS, SIDES
 from serving.breaker import Patience
@@ -47,8 +47,8 @@ class VectorReader:
     What the registry lacks is told by the first read: a server whose definitions have no vectors answers all else.
     """
 
-    def __init__(self, client: AsyncRedis, store: FeatureStore) -> None:
-        self._client = client
+    def __init__(self, pipe: RedisPipe, store: FeatureStore) -> None:
+        self._pipe = pipe
         self._plans: dict[bool, ReadPlan] = {}
         self._lacking: str | None = None
         try:
@@ -66,7 +66,7 @@ class VectorReader:
         if self._lacking is not None:
             raise NoVectors(self._lacking)
         rows = {"customer_id": [customer_id], "restaurant_id": list(restaurant_ids)}
-        answer = await read_async(self._client, self._plans[places], rows, now, wait=wait)
+        answer = await read_async(self._pipe, self._plans[places], rows, now, wait=wait)
         (customer,) = (_vector(*row) for row in zip(*answer.columns[0], strict=True))
         restaurants = {
             restaurant: vector

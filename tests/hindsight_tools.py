@@ -10,6 +10,7 @@ from feature_repo.clock import from_ms
 from feature_repo.stores.hindsight import definitions_of
 from feature_repo.stores.parquet_files import append_file
 from feature_repo.stores.redis_client import connect_async
+from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.views import views_of_service
 from ingestion.archive import catch_up
 from ingestion.events import ARCHIVED, PREDICTIONS
@@ -48,12 +49,12 @@ def predict(
         return {modes[name]: Watcher(registry, name, shadow=shadow) for name in names}
 
     async def ask() -> None:
-        client = connect_async(stack.settings)
-        reader = FeatureReader(client, stack.store.project, views, "restaurant_id", clock)
+        pipe = RedisPipe(connect_async(stack.settings))
+        reader = FeatureReader(pipe, stack.store.project, views, "restaurant_id", clock)
         predictor = Predictor(reader, watched(shadow=False), watched(shadow=True), clock)
         answers = predictor.answer([order], await reader.read([restaurant], [{"zone_id": ZONE_OF[restaurant]}]))
         taken.extend(answer for answer in answers if isinstance(answer, Answered))
-        await client.aclose()
+        await pipe.aclose()
 
     order = Order(restaurant_id=restaurant, order_id=order_id)
     asyncio.run(ask())

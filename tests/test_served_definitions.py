@@ -14,6 +14,7 @@ from feature_repo.stores.embedded import socket_path
 from feature_repo.stores.progress import Progress
 from feature_repo.stores.reading import Answer, Feature, ReadPlan, Status, Wanted, read, read_async
 from feature_repo.stores.redis_client import Redis, connect_async
+from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.stores.stream_store import FieldWrite, StreamStore, Swap
 from feature_repo.stores.tile_codec import Header, pack
 from feature_repo.views import PresenceView, StreamView
@@ -77,10 +78,10 @@ def test_reads_that_share_a_plan_do_not_disturb_each_other(valkey: Path, redis_c
 
     async def at_once() -> list[Answer]:
         plan = ReadPlan(PROJECT, [Wanted(view, tuple(view.features), view.join_keys)])
-        client = connect_async(Settings(REDIS_URL=SecretStr(f"unix://{socket_path(valkey)}")))
-        reads = [read_async(client, plan, {view.join_keys[0]: [1]}, NOW) for _ in range(8)]
+        pipe = RedisPipe(connect_async(Settings(REDIS_URL=SecretStr(f"unix://{socket_path(valkey)}"))))
+        reads = [read_async(pipe, plan, {view.join_keys[0]: [1]}, NOW) for _ in range(8)]
         answers = await asyncio.gather(*reads)
-        await client.aclose()
+        await pipe.aclose()
         return answers
 
     for _ in range(5):

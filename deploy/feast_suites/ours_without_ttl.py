@@ -8,6 +8,7 @@ from deploy.feast_suites.ours import AVAILABLE_OFFLINE_STORES
 from feature_repo.stores.online import TiffinOnlineStore, TiffinOnlineStoreConfig
 from feature_repo.stores.online_requests import Request
 from feature_repo.stores.reading import ReadPlan
+from feature_repo.stores.values import WIRE
 from feature_repo.views import BatchView
 
 __all__ = ["AVAILABLE_OFFLINE_STORES", "AVAILABLE_ONLINE_STORES"]
@@ -29,7 +30,7 @@ class WithoutTtlOnlineStore(TiffinOnlineStore):
         wanted = [
             replace(w, view=replace(w.view, ttl=0)) if isinstance(w.view, BatchView) else w for w in request.plan.wanted
         ]
-        return request._replace(plan=ReadPlan(request.plan.project, wanted))
+        return request._replace(plan=ReadPlan(request.plan.project, wanted, form=WIRE))
 
 
 AVAILABLE_ONLINE_STORES: OnlineStores = {"redis": ({"type": _TYPE}, None)}

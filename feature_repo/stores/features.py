@@ -9,10 +9,10 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from feature_repo.stores import tile_codec
-from feature_repo.stores.progress import TopicProgress
-from feature_repo.stores.values import Form, timestamp_micros
+from feature_repo.stores.progress import Progress, TopicProgress
+from feature_repo.stores.values import Form, stamp_ms
 from feature_repo.views import BatchView, PresenceView, StreamView, View, WindowView
-from feature_repo.windows import Aggregate, Tiles, floor_hop, read_window
+from feature_repo.windows import Aggregate, Columns, floor_hop, window_reader
 
 
 class Status(IntEnum):
@@ -24,6 +24,9 @@ class Status(IntEnum):
     OUTSIDE_MAX_AGE = 4  # a batch row beyond its TTL, or a stream that is not fresh
 
 
+PRESENT, NULL_VALUE, NOT_FOUND, OUTSIDE_MAX_AGE = Status
+
+
 class Feature(NamedTuple):
     """A feature as it was read. `event_ms` is the instant it speaks of (ms since the epoch); None if there is none."""
 
@@ -32,27 +35,31 @@ class Feature(NamedTuple):
     event_ms: int | None
 
 
+Tiles = list[Columns] | None
+"""The tiles of an entity, a partition each; None if they cannot be trusted."""
+
+
 def window_start(view: WindowView, aggregate: Aggregate, instant: int) -> int:
     """Where an aggregate's window begins at an instant."""
     return floor_hop(instant, view.layout.hop) - aggregate.window
 
 
-def entity_tiles(view: WindowView, progress: TopicProgress, reply: Sequence[bytes | None]) -> list[Tiles] | None:
-    """The tiles of an entity, from its field of each partition.
+def entity_tiles(view: WindowView, known: Sequence[Progress | None], reply: Sequence[bytes | None]) -> Tiles:
+    """The tiles of an entity, from its field of each partition, whose progress is `known`.
 
     None if they cannot be trusted: a field is of a newer epoch than the progress read, or damaged.
     """
-    found: list[Tiles] = []
-    for partition, (data, known) in enumerate(zip(reply, progress.of(view), strict=False)):
-        if data is None or known is None:
+    found: list[Columns] = []
+    for partition, (data, progress) in enumerate(zip(reply, known, strict=False)):
+        if data is None or progress is None:
             continue
         try:
             epoch = tile_codec.unpack_header(data).epoch
-            if epoch == known.epoch:
-                found.append(tile_codec.unpack(view.layout, partition, data))
+            if epoch == progress.epoch:
+                found.append(tile_codec.unpack_columns(view.layout, partition, data))
         except tile_codec.CorruptField:
             return None
-        if epoch > known.epoch:
+        if epoch > progress.epoch:
             return None
     return found
 
@@ -64,71 +71,133 @@ class Reading:
     now: int
     instant: int
     progress: Mapping[str, TopicProgress]
-    form: Form
     _judged: dict[tuple[str, int], bool] = field(default_factory=dict)
     _known: dict[str, int | None] = field(default_factory=dict)
 
-    def not_found(self, view: View, names: Sequence[str]) -> list[Feature]:
-        """The features of an id that can be no key."""
-        return [Feature(self.form.computed(view.features[name], None), Status.NOT_FOUND, None) for name in names]
-
-    def outside(self, view: View, name: str) -> Feature:
-        """A feature that is not served."""
-        return Feature(self.form.computed(view.features[name], None), Status.OUTSIDE_MAX_AGE, None)
-
-    def batch(self, view: BatchView, names: Sequence[str], reply: Sequence[bytes | None]) -> list[Feature]:
-        """Features of a batch row: its values, then its event time, then perhaps its version."""
-        values, stamp = reply[: len(names)], reply[len(names)]
-        nulls = [self.form.computed(view.features[name], None) for name in names]
-        if stamp is None:
-            return [Feature(null, Status.NOT_FOUND, None) for null in nulls]
-        event_ms = timestamp_micros(stamp) // 1000
-        if view.ttl and self.instant - event_ms > view.ttl:
-            return [Feature(null, Status.OUTSIDE_MAX_AGE, event_ms) for null in nulls]
-        features = []
-        for data, null in zip(values, nulls, strict=True):
-            value = null if data is None else self.form.stored(data)
-            status = Status.NULL_VALUE if self.form.is_null(value) else Status.PRESENT
-            features.append(Feature(value, status, event_ms))
-        return features
-
-    def window(self, view: WindowView, names: Sequence[str], tiles: list[Tiles] | None) -> list[Feature]:
-        """Features of windows, from the tiles of `entity_tiles`."""
-        aggregates = {a.name: a for a in view.aggregates}
-        known_until = self._known_until(view)
-        newest = max((t.newest for t in tiles or () if t.newest is not None), default=None)
-        features = []
-        for name in names:
-            aggregate, kind = aggregates[name], view.features[name]
-            start = window_start(view, aggregate, self.instant)
-            if tiles is None or not self._fresh(view, start):
-                features.append(Feature(self.form.computed(kind, None), Status.OUTSIDE_MAX_AGE, known_until))
-                continue
-            value = read_window(view.layout, aggregate, tiles, self.instant)
-            status = Status.NULL_VALUE if value is None else Status.PRESENT
-            # A window without events speaks of the instant up to which silence is known.
-            spoken_of = newest if newest is not None and newest >= start else known_until
-            features.append(Feature(self.form.computed(kind, value), status, spoken_of))
-        return features
-
-    def presence(self, view: PresenceView, names: Sequence[str], reply: Sequence[Any]) -> list[Feature]:
-        """Features of presence, from the answer of the script that counts."""
-        fresh, known_until = self._fresh(view, self.instant - view.ttl), self._known_until(view)
-        features = []
-        for name, count in zip(names, reply[2:], strict=True):
-            value = self.form.computed(view.features[name], int(count) if fresh else None)
-            features.append(Feature(value, Status.PRESENT if fresh else Status.OUTSIDE_MAX_AGE, known_until))
-        return features
-
-    def _fresh(self, view: StreamView, window_start: int) -> bool:
+    def fresh(self, view: StreamView, window_start: int) -> bool:
+        """Whether a stream is folded far enough for a window from `window_start` on."""
         fresh = self._judged.get((view.name, window_start))  # asked for every entity, and always the same
         if fresh is None:
             fresh = all(self.progress[topic].covers(view, self.now, window_start) for topic in view.topics)
             self._judged[view.name, window_start] = fresh
         return fresh
 
-    def _known_until(self, view: StreamView) -> int | None:
+    def known_until(self, view: StreamView) -> int | None:
+        """The instant up to which a stream is folded; None if a partition of it is not folded at all."""
         if view.name not in self._known:
             known = [self.progress[topic].complete_until(view) for topic in view.topics]
             self._known[view.name] = None if None in known else min(until for until in known if until is not None)
         return self._known[view.name]
+
+
+class Decoder:
+    """Features of one view from the replies that were read for it: compiled once, for many entities."""
+
+    def __init__(self, view: View, names: Sequence[str], form: Form) -> None:
+        self.view = view
+        self._nulls = [form.computed(view.features[name], None) for name in names]
+        self.not_found = self._all(NOT_FOUND, None)
+        """The features of an id that can be no key."""
+        self.outside = self._all(OUTSIDE_MAX_AGE, None)
+        """The features, where they are not served."""
+
+    def _all(self, status: Status, event_ms: int | None) -> list[Feature]:
+        return [Feature(null, status, event_ms) for null in self._nulls]
+
+    def decode(self, reading: Reading, found: Sequence[Any]) -> list[list[Feature]]:
+        """Of each entity its features."""
+        raise NotImplementedError
+
+
+class BatchDecoder(Decoder):
+    """Batch rows: values, then the event time, then perhaps the version."""
+
+    def __init__(self, view: BatchView, names: Sequence[str], form: Form) -> None:
+        super().__init__(view, names, form)
+        self._ttl, self._count, self._form = view.ttl, len(names), form
+
+    def decode(self, reading: Reading, found: Sequence[Sequence[bytes | None]]) -> list[list[Feature]]:
+        """Of each entity its features."""
+        return [self._row(reading, reply) for reply in found]
+
+    def _row(self, reading: Reading, reply: Sequence[bytes | None]) -> list[Feature]:
+        stamp, stored, is_null = reply[self._count], self._form.stored, self._form.is_null
+        if stamp is None:
+            return self.not_found
+        event_ms = stamp_ms(stamp)
+        if self._ttl and reading.instant - event_ms > self._ttl:
+            return self._all(OUTSIDE_MAX_AGE, event_ms)
+        features = []
+        for data, null in zip(reply[: self._count], self._nulls, strict=True):
+            value = null if data is None else stored(data)
+            features.append(Feature(value, NULL_VALUE if is_null(value) else PRESENT, event_ms))
+        return features
+
+
+class WindowDecoder(Decoder):
+    """Windows, from the tiles of `entity_tiles`."""
+
+    def __init__(self, view: WindowView, names: Sequence[str], form: Form) -> None:
+        super().__init__(view, names, form)
+        by_name = {a.name: a for a in view.aggregates}
+        self._stream, self._computed = view, form.computed
+        self._features = [
+            (by_name[name], window_reader(view.layout, by_name[name]), view.features[name]) for name in names
+        ]
+
+    def decode(self, reading: Reading, found: Sequence[Tiles]) -> list[list[Feature]]:
+        """Of each entity its features."""
+        view, instant, computed = self._stream, reading.instant, self._computed
+        known_until = reading.known_until(view)
+        starts = [window_start(view, aggregate, instant) for aggregate, _, _ in self._features]
+        outside = self._all(OUTSIDE_MAX_AGE, known_until)
+        windows = [
+            (read, kind, start, reading.fresh(view, start), late)
+            for (_, read, kind), start, late in zip(self._features, starts, outside, strict=True)
+        ]
+        rows = []
+        for tiles in found:
+            if tiles is None:
+                rows.append(outside)
+                continue
+            newest = max([one.newest for one in tiles], default=None)
+            features = []
+            for read, kind, start, fresh, late in windows:
+                if not fresh:
+                    features.append(late)
+                    continue
+                value = read(tiles, instant)
+                # A window without events speaks of the instant up to which silence is known.
+                spoken_of = newest if newest is not None and newest >= start else known_until
+                features.append(Feature(computed(kind, value), NULL_VALUE if value is None else PRESENT, spoken_of))
+            rows.append(features)
+        return rows
+
+
+class PresenceDecoder(Decoder):
+    """Presence, from the counts of each state."""
+
+    def __init__(self, view: PresenceView, names: Sequence[str], form: Form) -> None:
+        super().__init__(view, names, form)
+        self._stream, self._computed = view, form.computed
+        self._kinds = [view.features[name] for name in names]
+
+    def decode(self, reading: Reading, found: Sequence[Sequence[int]]) -> list[list[Feature]]:
+        """Of each group its features."""
+        view, known_until = self._stream, reading.known_until(self._stream)
+        if not reading.fresh(view, reading.instant - view.ttl):
+            return [self._all(OUTSIDE_MAX_AGE, known_until)] * len(found)
+        return [
+            [
+                Feature(self._computed(kind, count), PRESENT, known_until)
+                for kind, count in zip(self._kinds, counts, strict=True)
+            ]
+            for counts in found
+        ]
+
+
+def decoder(view: View, names: Sequence[str], form: Form) -> Decoder:
+    """The decoder of a view's features."""
+    if isinstance(view, BatchView):
+        return BatchDecoder(view, names, form)
+    return WindowDecoder(view, names, form) if isinstance(view, WindowView) else PresenceDecoder(view, names, form)

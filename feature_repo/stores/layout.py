@@ -164,7 +164,7 @@ def _packer(name: str, kind: ValueType) -> Callable[[object], bytes]:
 
     def whole(form: struct.Struct, tag: int, size: int) -> Callable[[object], bytes]:
         def pack(value: object) -> bytes:
-            if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+            if type(value) is not int and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
                 raise BadEntity(f"{name}: {value!r} is not a whole number")
             try:
                 return form.pack(tag, size, value)

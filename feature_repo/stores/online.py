@@ -24,8 +24,9 @@ from feature_repo.stores import layout
 from feature_repo.stores.batch_rows import Row, delete_rows, write_rows
 from feature_repo.stores.online_requests import EntityRows, Request, RequestPlans
 from feature_repo.stores.reading import Answer, ReadPlan, Status, Wanted, read, read_async
-from feature_repo.stores.redis_client import AsyncRedis, Redis, connect, connect_async
-from feature_repo.stores.values import PROTO, from_proto, micros, serialized
+from feature_repo.stores.redis_client import Redis, connect, connect_async
+from feature_repo.stores.redis_pipe import RedisPipe
+from feature_repo.stores.values import WIRE, from_proto, micros, serialized
 from feature_repo.views import BatchView, compile_view, online_versioning
 
 FeastRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
@@ -50,7 +51,7 @@ class TiffinOnlineStore(OnlineStore):
 
     def __init__(self, given: Settings | None = None, clock: Clock | None = None) -> None:
         self._client: Redis | None = None
-        self._async_client: tuple[asyncio.AbstractEventLoop, AsyncRedis] | None = None
+        self._async_client: tuple[asyncio.AbstractEventLoop, RedisPipe] | None = None
         self._settings, self._clock = given, clock
         self._plans = RequestPlans()
 
@@ -116,7 +117,7 @@ class TiffinOnlineStore(OnlineStore):
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """Feast's generic read of one view: (event time, {feature: value}), or (None, None) where nothing is known."""
         plan, rows = _one_view(config, table, entity_keys, requested_features)
-        return _feast_rows(plan, read(self.client(config), plan, rows, self._now(config), PROTO))
+        return _feast_rows(plan, read(self.client(config), plan, rows, self._now(config)))
 
     async def online_read_async(
         self,
@@ -127,7 +128,7 @@ class TiffinOnlineStore(OnlineStore):
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """The same, for asyncio."""
         plan, rows = _one_view(config, table, entity_keys, requested_features)
-        return _feast_rows(plan, await read_async(self._connected(config), plan, rows, self._now(config), PROTO))
+        return _feast_rows(plan, await read_async(self._connected(config), plan, rows, self._now(config)))
 
     def get_online_features(
         self,
@@ -146,7 +147,7 @@ class TiffinOnlineStore(OnlineStore):
         """
         request = self._request(config, registry, project, features, full_feature_names)
         rows = request.rows(entity_rows)
-        answer = read(self.client(config), request.plan, rows, self._now(config), PROTO)
+        answer = read(self.client(config), request.plan, rows, self._now(config))
         return request.response(rows, answer, include_feature_view_version_metadata)
 
     async def get_online_features_async(
@@ -162,7 +163,7 @@ class TiffinOnlineStore(OnlineStore):
         """The same, for asyncio."""
         request = self._request(config, registry, project, features, full_feature_names)
         rows = request.rows(entity_rows)
-        answer = await read_async(self._connected(config), request.plan, rows, self._now(config), PROTO)
+        answer = await read_async(self._connected(config), request.plan, rows, self._now(config))
         return request.response(rows, answer, include_feature_view_version_metadata)
 
     def update(
@@ -208,10 +209,10 @@ class TiffinOnlineStore(OnlineStore):
             self._client.close()
             self._client = None
 
-    def _connected(self, config: RepoConfig) -> AsyncRedis:
+    def _connected(self, config: RepoConfig) -> RedisPipe:
         loop = asyncio.get_running_loop()
         if self._async_client is None or self._async_client[0] is not loop:  # a connection belongs to its loop
-            self._async_client = (loop, connect_async(self._settings or store_settings(config)))
+            self._async_client = (loop, RedisPipe(connect_async(self._settings or store_settings(config))))
         return self._async_client[1]
 
     def _now(self, config: RepoConfig) -> int:
@@ -267,7 +268,9 @@ def _one_view(
         ids = dict(zip(key.join_keys, key.entity_values, strict=True))
         for name in view.join_keys:
             columns[name].append(from_proto(ids[name]))
-    return ReadPlan(config.project, [Wanted(view, tuple(requested or view.features), view.join_keys)]), columns
+    return ReadPlan(
+        config.project, [Wanted(view, tuple(requested or view.features), view.join_keys)], form=WIRE
+    ), columns
 
 
 def _feast_rows(plan: ReadPlan, answer: Answer) -> list[tuple[datetime | None, dict[str, Value] | None]]:
@@ -278,6 +281,6 @@ def _feast_rows(plan: ReadPlan, answer: Answer) -> list[tuple[datetime | None, d
         if not times or all(f.status == Status.NOT_FOUND for f in found):
             rows.append((None, None))
         else:
-            values = {name: f.value for name, f in zip(features, found, strict=True)}
+            values = {name: Value.FromString(f.value) for name, f in zip(features, found, strict=True)}
             rows.append((from_ms(max(times)).astimezone(UTC), values))
     return rows

@@ -20,8 +20,10 @@ from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
+from feature_repo.stores import feast_messages
+from feature_repo.stores.feast_messages import column_of, column_of_ids
 from feature_repo.stores.reading import Answer, ReadPlan, Status, Wanted
-from feature_repo.stores.values import from_proto, to_proto
+from feature_repo.stores.values import WIRE, from_proto, to_proto, wire
 from feature_repo.views import compile_view
 
 EntityRows = list[dict[str, Any]] | Mapping[str, Sequence[Any] | Sequence[Value] | RepeatedValue]
@@ -61,7 +63,8 @@ class Request(NamedTuple):
     entityless: bool
     full: bool
     kinds: dict[str, ValueType]
-    names: list[str]
+    metadata: bytes
+    """the answer's own, serialized: the names of its columns"""
     versions: dict[str, int]
 
     def rows(self, given: EntityRows) -> Columns:
@@ -98,21 +101,13 @@ class Request(NamedTuple):
 
     def response(self, rows: Columns, answer: Answer, with_versions: bool) -> OnlineResponse:
         """The answer as Feast's clients expect it, on-demand views computed."""
-        response = GetOnlineFeaturesResponse()
-        response.metadata.feature_names.val.extend([*self.columns, *self.data, *self.names])
-        for name in self.columns:
-            _add_given(response, [_id_value(self.kinds[name], value) for value in rows[name]])
+        columns = [column_of_ids([_id_bytes(self.kinds[name], value) for value in rows[name]]) for name in self.columns]
         for name in self.data:  # their type is what they are, as in Feast; nulls alone have that of the definition
             kind = ValueType.UNKNOWN if any(value is not None for value in rows[name]) else self.kinds[name]
-            _add_given(response, python_values_to_proto_values(rows[name], kind))
-        for column in (column for view in answer.columns for column in view):
-            vector = response.results.add()
-            for feature in column:
-                vector.values.append(feature.value)
-                vector.statuses.append(_STATUSES[feature.status])
-                stamp = vector.event_timestamps.add()
-                if feature.event_ms is not None:
-                    stamp.FromMilliseconds(feature.event_ms)
+            values = python_values_to_proto_values(rows[name], kind)
+            columns.append(column_of_ids([value.SerializeToString() for value in values]))
+        columns += [column_of(column) for view in answer.columns for column in view]
+        response = feast_messages.answer(self.metadata, columns)
         if with_versions:
             for name, version in self.versions.items():
                 response.metadata.feature_view_metadata.add(name=name, version=version)
@@ -185,8 +180,11 @@ def compile_request(project: str, found: Any, full: bool, versioned: bool) -> Re
     for view in context.on_demand:
         kinds |= {name: kind for name, kind in view.get_request_data_schema().items() if name not in kinds}
     data = sorted(context.request_data - set(columns))
-    plan = ReadPlan(project, wanted)
-    return Request(context, plan, columns, data, context.entityless, full, kinds, names, versions)
+    plan = ReadPlan(project, wanted, form=WIRE)
+    named = GetOnlineFeaturesResponse()
+    named.metadata.feature_names.val.extend([*columns, *data, *names])
+    metadata = named.SerializeToString()
+    return Request(context, plan, columns, data, context.entityless, full, kinds, metadata, versions)
 
 
 class _Servable:
@@ -214,20 +212,17 @@ def _without_state(view: Any) -> Any:
     return view
 
 
-def _add_given(response: GetOnlineFeaturesResponse, values: Sequence[Value]) -> None:
-    vector = response.results.add()
-    for value in values:
-        known = value.WhichOneof("val") is not None
-        vector.values.append(value)
-        vector.statuses.append(_STATUSES[Status.PRESENT if known else Status.NULL_VALUE])
-        vector.event_timestamps.add()
-
-
 def _id_of(kind: ValueType, value: Any) -> object:
     found = from_proto(value) if isinstance(value, Value) else value
     if isinstance(found, str) and kind in _WHOLE and _WHOLE_NUMBER.fullmatch(found):
         return int(found)
     return found
+
+
+def _id_bytes(kind: ValueType, value: object) -> bytes:
+    if kind == ValueType.INT64 and type(value) is int and 0 <= value < 2**63:
+        return wire(kind, value)
+    return bytes(_id_value(kind, value).SerializeToString())
 
 
 def _id_value(kind: ValueType, value: object) -> Value:

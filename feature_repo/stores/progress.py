@@ -1,7 +1,7 @@
 """How far a view is folded from a partition: what a worker resumes from, and what freshness is judged by."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import mmh3
@@ -75,11 +75,15 @@ class TopicProgress(NamedTuple):
         return min(folded) if known and len(folded) == len(known) else None
 
 
-def topic_progress(reply: Mapping[bytes, bytes]) -> TopicProgress:
-    """The progress in a topic's hash."""
+def topic_progress(fields: Iterable[tuple[bytes, bytes]]) -> TopicProgress:
+    """The progress in the fields of a topic's hash."""
     by_view: dict[str, dict[int, Progress]] = {}
-    for name, data in reply.items():
+    partitions = 0
+    for name, data in fields:
+        if name == PARTITION_COUNT:
+            partitions = int(data)
+            continue
         partition, colon, tiles_hash = name.decode().partition(":")
         if colon:
             by_view.setdefault(tiles_hash, {})[int(partition)] = Progress.unpack(data)
-    return TopicProgress(int(reply.get(PARTITION_COUNT, 0)), by_view)
+    return TopicProgress(partitions, by_view)

@@ -1,73 +1,90 @@
-"""Reading features: one pipeline for all views of a request, with statuses and ages.
+"""Reading features: one exchange for all views of a request, with statuses and ages.
 
 A `ReadPlan` is compiled once for a list of views; `read` and `read_async` run it.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from feature_repo.stores import layout, scripts
+from feature_repo.stores import layout
 from feature_repo.stores.features import Feature, Reading, Status, entity_tiles
 from feature_repo.stores.origins import Origin, read_of
 from feature_repo.stores.progress import TopicProgress, topic_progress
-from feature_repo.stores.read_plan import ReadPlan, Shape, Wanted
-from feature_repo.stores.redis_client import AsyncRedis, Redis
+from feature_repo.stores.read_plan import LOAD_SCRIPT, PresenceRead, ReadPlan, Wanted
+from feature_repo.stores.redis_client import Redis, RedisError, exchange
+from feature_repo.stores.redis_pipe import RedisPipe
+from feature_repo.stores.resp import NO_SCRIPT, ErrorReply, command
 from feature_repo.stores.served import served_from
-from feature_repo.stores.values import NATIVE, Form
-from feature_repo.views import BatchView, PresenceView, WindowView
+from feature_repo.views import WindowView
 
 __all__ = ["Answer", "Feature", "ReadPlan", "Status", "Wanted", "read", "read_async"]
 
 _ROUNDS = 6
+Wait = Callable[[Awaitable[list[Any]]], Awaitable[list[Any]]]
+
+
+class ViewRows(NamedTuple):
+    """The features of one `Wanted`: of each entity that was read, and which of them each row of the request is."""
+
+    entities: list[list[Feature]]
+    places: list[int | None]
+    otherwise: list[Feature]
+    """Those of a row that is no entity."""
+
+    def row(self, number: int) -> list[Feature]:
+        """The features of a row."""
+        place = self.places[number]
+        return self.otherwise if place is None else self.entities[place]
 
 
 class Answer(NamedTuple):
-    """What was read: of each `Wanted` a column a feature, a `Feature` a row; and the instant it holds at."""
+    """What was read, of each `Wanted`, and the instant it holds at."""
 
-    columns: list[list[list[Feature]]]
+    views: list[ViewRows]
     instant: int
     origins: Callable[[int], list[Origin]]
     """Of a row what its features were read from, a view each that is served; of a plan with receipts."""
 
+    @property
+    def columns(self) -> list[list[list[Feature]]]:
+        """Of each `Wanted` a column a feature, a `Feature` a row."""
+        return [
+            [[view.row(n)[i] for n in range(len(view.places))] for i in range(len(view.otherwise))]
+            for view in self.views
+        ]
 
-def read(client: Redis, plan: ReadPlan, rows: Mapping[str, Sequence[object]], now: int, form: Form = NATIVE) -> Answer:
+
+def read(client: Redis, plan: ReadPlan, rows: Mapping[str, Sequence[object]], now: int) -> Answer:
     """The features of `plan` for `rows` ({column: an id a row}), at the reader's instant `now` (ms).
 
     Raises one of `redis_client.STORE_DOWN`. A bad id gives NOT_FOUND in its own row.
     """
-    request = _Request(plan, rows, now, form)
+    request = _Request(plan, rows, now)
     for _ in range(_ROUNDS):
-        pipe = client.pipeline(transaction=False)
-        request.ask(pipe)
-        if request.take(pipe.execute()):
+        if request.take(exchange(client, *request.ask())):
             break
     return request.answer()
 
 
 async def read_async(
-    client: AsyncRedis,
-    plan: ReadPlan,
-    rows: Mapping[str, Sequence[object]],
-    now: int,
-    form: Form = NATIVE,
-    wait: Callable[[Awaitable[list[Any]]], Awaitable[list[Any]]] | None = None,
+    pipe: RedisPipe, plan: ReadPlan, rows: Mapping[str, Sequence[object]], now: int, wait: Wait | None = None
 ) -> Answer:
-    """The same, for asyncio. `wait` may bound how long each answer of the store is waited for."""
-    request = _Request(plan, rows, now, form)
+    """The same, for asyncio. `wait` may bound how long each exchange with the store is waited for."""
+    request = _Request(plan, rows, now)
     for _ in range(_ROUNDS):
-        pipe = client.pipeline(transaction=False)
-        request.ask(pipe)
-        replies = pipe.execute()
+        replies = pipe.exchange(*request.ask())
         if request.take(await (wait(replies) if wait else replies)):
             break
     return request.answer()
 
 
 class _Entities:
-    """The distinct entities among the rows of one `Wanted`, and which of them each row is."""
+    """The distinct entities among the rows of a request, and which of them each row is."""
 
-    def __init__(self, key: Any, columns: Sequence[Sequence[object]]) -> None:
-        self.ids: dict[bytes, Sequence[object]] = {}
+    def __init__(self, key: Callable[[Sequence[object]], bytes], columns: Sequence[Sequence[object]]) -> None:
+        self.keys: list[bytes] = []
+        self.ids: list[Sequence[object]] = []
         self.places: list[int | None] = []  # None for a bad id
         order: dict[bytes, int] = {}
         for ids in zip(*columns, strict=True):
@@ -76,104 +93,121 @@ class _Entities:
             except layout.BadEntity:
                 self.places.append(None)
                 continue
-            self.places.append(order.setdefault(data, len(order)))
-            self.ids.setdefault(data, ids)
+            place = order.get(data)
+            if place is None:
+                place = order[data] = len(order)
+                self.keys.append(data)
+                self.ids.append(ids)
+            self.places.append(place)
 
 
 class _Request:
     """One request: asks, takes the replies, and says whether they suffice."""
 
-    def __init__(self, plan: ReadPlan, rows: Mapping[str, Sequence[object]], now: int, form: Form) -> None:
-        self._plan, self._now, self._form = plan, now, form
+    def __init__(self, plan: ReadPlan, rows: Mapping[str, Sequence[object]], now: int) -> None:
+        self._plan, self._now = plan, now
         self._instant = now
         self._shape = plan.shape
-        self._refresh = False
+        self._refresh = self._load = False
         self._progress: dict[str, TopicProgress] = {}
-        self._replied: list[list[Any]] = []  # of each read and entity
-        self._decoded: list[list[Any]] = []  # the same, windows as their tiles
-        self._entities = [
-            _Entities(key, [rows[name] for name in wanted.columns])
-            for wanted, key in zip(plan.wanted, plan.keys, strict=True)
-        ]
+        self._replied: list[Any] = []  # of each wanted what was read of each entity
+        self._found: list[Any] = []  # the same, windows as their tiles
+        self._entities = [_Entities(key, [rows[name] for name in columns]) for columns, key in plan.ids]
 
-    def ask(self, pipe: Any) -> None:
-        """Queue the commands. Progress first: what is read after it is at least as new as it says."""
-        shape = self._shape = self._plan.shape
-        served = layout.served_key(self._plan.project)
-        if self._plan.streams:
-            if self._refresh or shape.digest is None:
-                pipe.hgetall(served)
-            else:
-                pipe.hget(served, layout.SERVED_DIGEST)
-        for topic in shape.topics:
-            pipe.hgetall(layout.progress_key(self._plan.project, topic))
-        for read, entities in zip(shape.reads, self._entities, strict=True):
-            if read is None:
-                continue
-            view = read.view
-            if isinstance(view, PresenceView):
-                base = layout.presence_base(self._plan.project, view)
-                states = [view.counts[feature] for feature in read.features]
-                for ids in entities.ids.values():
-                    group = layout.group_name(ids)
-                    pipe.eval(scripts.PRESENCE_READ, 1, base, self._instant, view.ttl, group, *states)
-            else:
-                fields = shape.fields(read)
-                for key in entities.ids:
-                    pipe.hmget(key, fields)
+    def ask(self) -> tuple[bytes, int]:
+        """The commands, and how many they are. Progress first: what is read after it is at least as new as it says."""
+        plan, entities = self._plan, self._entities
+        shape = self._shape = plan.shape
+        parts, count = [], len(shape.topics)
+        if plan.streams:
+            self._refresh |= shape.digest is None
+            parts.append(plan.ask_served if self._refresh else plan.ask_digest)
+            count += 1
+        if self._load:
+            parts.append(LOAD_SCRIPT)
+            count += 1
+        parts.append(shape.progress)
+        for read in shape.hashes:
+            head, tail, keys = read.head, read.tail, entities[read.ids].keys
+            parts += [b"%b%d\r\n%b%b" % (head, len(key), key, tail) for key in keys]
+            count += len(keys)
+        for presence in shape.presences:
+            if ids := entities[presence.ids].ids:
+                groups = [layout.group_name(one) for one in ids]
+                parts.append(command(*presence.before, self._instant, *presence.after, *groups))
+                count += 1
+        return b"".join(parts), count
 
     def take(self, replies: list[Any]) -> bool:
-        """Take the replies; False if they were asked for by outdated definitions, partitions or instant."""
-        shape, rest, self._decoded = self._shape, iter(replies), []
-        if self._plan.streams and not self._as_served(next(rest)):
-            return False
-        self._progress = {topic: topic_progress(next(rest)) for topic in shape.topics}
+        """Take the replies; False if they were asked for by outdated definitions, partitions or instant.
+
+        Raises RedisError if the store refuses what it was asked.
+        """
+        shape, plan, at = self._shape, self._plan, 0
+        self._found = []
+        for reply in replies:
+            if isinstance(reply, ErrorReply):
+                if self._load or not str(reply).startswith(NO_SCRIPT):
+                    raise RedisError(f"the online store refuses to be read: {reply}")
+                self._load = True
+                return False
+        if plan.streams:
+            if not self._as_served(replies[0]):
+                return False
+            at = 1
+        at += self._load
+        topics = replies[at : at + len(shape.topics)]
+        at += len(topics)
+        self._progress = {t: topic_progress(_pairs(reply)) for t, reply in zip(shape.topics, topics, strict=True)}
         counts = {topic: max(found.partitions, 1) for topic, found in self._progress.items()}
         if counts != shape.partitions:
-            self._plan.shape = shape._replace(partitions=counts)
+            plan.shape = replace(shape, partitions=counts)
             return False
-        replied = [
-            [] if read is None else [next(rest) for _ in entities.ids]
-            for read, entities in zip(shape.reads, self._entities, strict=True)
-        ]
-        self._replied = replied
-        return self._settle_instant(shape, replied)
+        self._replied = [[] for _ in shape.reads]
+        for read in shape.hashes:
+            entities = self._entities[read.ids].keys
+            found = replies[at : at + len(entities)]
+            at += len(entities)
+            for place, start, end in read.places:
+                self._replied[place] = [reply[start:end] for reply in found]
+        return self._settle_instant(replies[at:])
 
     def answer(self) -> Answer:
         """The features, from the replies last taken."""
-        reading = Reading(self._now, self._instant, self._progress, self._form)
-        columns = []
-        found = self._decoded or [[] for _ in self._plan.wanted]
-        for wanted, read, entities, decoded in zip(
-            self._plan.wanted, self._shape.reads, self._entities, found, strict=True
+        shape, plan = self._shape, self._plan
+        reading = Reading(self._now, self._instant, self._progress)
+        views = []
+        found = self._found or [[] for _ in shape.reads]
+        for place, (wanted, read, decoder, unserved) in enumerate(
+            zip(plan.wanted, shape.reads, shape.decoders, plan.unserved, strict=True)
         ):
-            features = [_features(reading, wanted, read, one) for one in decoded]
-            nothing = [reading.outside(wanted.view, name) for name in wanted.features]
-            missing = reading.not_found(wanted.view, wanted.features)
-            rows = [missing if place is None else features[place] if features else nothing for place in entities.places]
-            columns.append([[row[i] for row in rows] for i in range(len(wanted.features))])
-        return Answer(columns, self._instant, self.origins)
+            entities = self._entities[shape.of[place]]
+            if decoder is None or read is None or not self._found:
+                features = [unserved.outside] * len(entities.keys)
+            else:
+                features = decoder.decode(reading, found[place])
+                if read.features != wanted.features:
+                    features = [_as_wanted(wanted, read, one, unserved.outside) for one in features]
+            views.append(ViewRows(features, entities.places, unserved.not_found))
+        return Answer(views, self._instant, self.origins)
 
     def origins(self, row: int) -> list[Origin]:
         """What the features of a row were read from."""
         shape = self._shape
         assert shape.definitions, "the plan was made without receipts"
         found: list[Origin] = []
-        replied = self._replied or [[] for _ in self._plan.wanted]
-        for read, entities, replies, definition in zip(
-            shape.reads, self._entities, replied, shape.definitions, strict=True
-        ):
+        for place, (read, definition) in enumerate(zip(shape.reads, shape.definitions, strict=True)):
             if read is not None:
-                place = entities.places[row]
-                reply = None if place is None or not replies else replies[place]
+                entity = self._entities[shape.of[place]].places[row]
+                reply = None if entity is None or not self._replied else self._replied[place][entity]
                 given = read_of(read.view, definition, self._instant, self._progress, reply)
                 found.append(Origin(read.view, given))
         return found
 
     def _as_served(self, reply: Any) -> bool:
         """Whether what was asked is what is served; if not, the plan is made anew for the next round."""
-        if isinstance(reply, dict):
-            served = served_from(reply)
+        if isinstance(reply, list):
+            served = served_from(dict(_pairs(reply)))
             self._refresh = False
             if served.digest != self._shape.digest:
                 self._plan.follow(served)
@@ -182,35 +216,39 @@ class _Request:
         self._refresh = (reply or b"") != self._shape.digest
         return not self._refresh
 
-    def _settle_instant(self, shape: Shape, replied: Sequence[list[Any]]) -> bool:
-        """Decode tiles, and move the instant up to the newest time read; False if presence must be read at it."""
-        newest, counted = self._instant, False
-        self._decoded = []
-        for read, replies in zip(shape.reads, replied, strict=True):
-            view = read and read.view
-            if isinstance(view, WindowView):
-                tiles = [entity_tiles(view, self._progress[view.topic], reply) for reply in replies]
-                newest = max([newest, *(t.newest for found in tiles for t in found or () if t.newest is not None)])
-                self._decoded.append(tiles)
-                continue
-            if isinstance(view, PresenceView):
-                counted = True
-                newest = max([newest, *(int(reply[0]) for reply in replies if reply[0])])
-            self._decoded.append(replies)
+    def _settle_instant(self, counted: list[Any]) -> bool:
+        """Decode, and move the instant up to the newest time read; False if counts must be as of that."""
+        newest, shape = self._instant, self._shape
+        self._found = list(self._replied)
+        for place, read in enumerate(shape.reads):
+            if read is not None and isinstance(view := read.view, WindowView):
+                known = self._progress[view.topic].of(view)
+                tiles = self._found[place] = [entity_tiles(view, known, reply) for reply in self._replied[place]]
+                for one in tiles:
+                    for columns in one or ():
+                        newest = max(newest, columns.newest)
+        replies = iter(counted)
+        for presence in shape.presences:
+            if self._entities[presence.ids].ids:
+                reply = next(replies)
+                newest = max(newest, int(reply[0] or newest))
+                self._take_counts(presence, reply)
         asked, self._instant = self._instant, newest
         return newest == asked or not counted
 
+    def _take_counts(self, presence: PresenceRead, reply: list[Any]) -> None:
+        """A presence view's reply: its newest time, what was applied to it, and the counts of each group."""
+        counts, width = reply[2:], presence.width
+        self._found[presence.place] = [counts[at : at + width] for at in range(0, len(counts), width)]
+        self._replied[presence.place] = [reply] * len(self._found[presence.place])
 
-def _features(reading: Reading, wanted: Wanted, read: Wanted | None, found: Any) -> list[Feature]:
+
+def _pairs(reply: list[bytes]) -> Iterable[tuple[bytes, bytes]]:
+    """The fields of a hash and their values, which the store answers by turns."""
+    return zip(reply[::2], reply[1::2], strict=True)
+
+
+def _as_wanted(wanted: Wanted, read: Wanted, features: list[Feature], outside: list[Feature]) -> list[Feature]:
     """The wanted features of an entity; those that are not served are outside."""
-    assert read is not None
-    if isinstance(read.view, BatchView):
-        features = reading.batch(read.view, read.features, found)
-    elif isinstance(read.view, WindowView):
-        features = reading.window(read.view, read.features, found)
-    else:
-        features = reading.presence(read.view, read.features, found)
-    if read.features == wanted.features:
-        return features
     by_name = dict(zip(read.features, features, strict=True))
-    return [by_name.get(name) or reading.outside(wanted.view, name) for name in wanted.features]
+    return [by_name.get(name, other) for name, other in zip(wanted.features, outside, strict=True)]

@@ -1,18 +1,20 @@
 """The only module that imports the Redis client: connections to the online store, and what they raise."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript, Script
-from redis.exceptions import BusyLoadingError, ConnectionError, RedisError, TimeoutError
+from redis.exceptions import BusyLoadingError, ConnectionError, NoScriptError, RedisError, ResponseError, TimeoutError
 from redis.retry import Retry
 
 from feature_repo.settings import Settings
 from feature_repo.stores import embedded
+from feature_repo.stores.resp import NO_SCRIPT, ErrorReply
 
 if TYPE_CHECKING:
     Redis = redis.Redis
@@ -23,6 +25,8 @@ else:
 STORE_DOWN = (ConnectionError, TimeoutError, BusyLoadingError)
 """What a call raises when the store cannot be reached, is too slow, or has not loaded its data yet."""
 
+StoreGone = ConnectionError
+
 __all__ = [
     "STORE_DOWN",
     "AsyncRedis",
@@ -31,8 +35,11 @@ __all__ = [
     "RedisError",
     "Script",
     "ServerRun",
+    "StoreGone",
     "connect",
     "connect_async",
+    "exchange",
+    "open_stream",
 ]
 
 
@@ -79,6 +86,41 @@ def connect_async(settings: Settings, timeout_s: float = 1.0) -> AsyncRedis:
     options["retry"] = redis.asyncio.retry.Retry(NoBackoff(), 0)
     with _readable_url():
         return AsyncRedis.from_url(_url(settings), **options)
+
+
+def exchange(client: Redis, packed: bytes, count: int) -> list[Any]:
+    """The replies to `count` packed commands; of one that was refused an `ErrorReply`. Raises one of `STORE_DOWN`."""
+    pool = client.connection_pool
+    connection: Any = pool.get_connection()
+    try:
+        connection.send_packed_command([packed])
+        return [_reply(connection) for _ in range(count)]
+    except BaseException:
+        connection.disconnect()  # what it still answers would be taken for the next one's
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except NoScriptError as error:
+        return ErrorReply(f"{NO_SCRIPT} {error}")
+    except ResponseError as error:
+        return ErrorReply(str(error))
+
+
+async def open_stream(client: AsyncRedis) -> asyncio.StreamWriter:
+    """A new connection as the client makes them, greeted as its settings say; it is the caller's alone, to be closed.
+
+    Raises one of `STORE_DOWN`.
+    """
+    pool: Any = client.connection_pool
+    connection = pool.make_connection()
+    await connection.connect()
+    writer, connection._reader, connection._writer = connection._writer, None, None
+    return cast(asyncio.StreamWriter, writer)
 
 
 @contextmanager

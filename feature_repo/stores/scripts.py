@@ -143,8 +143,9 @@ return 1
 """
 
 PRESENCE_READ = """
--- KEYS[1] the base; ARGV: instant, ttl, group, then states. The instant is moved up to the newest time applied.
--- Answers {newest, what was applied ([partition, epoch .. offset]...), then a count a state}.
+-- KEYS[1] the base; ARGV: instant, ttl, the number of states, states, then groups. The instant is moved up to the
+-- newest time applied. Answers {newest, what was applied ([partition, epoch .. offset]...), then of each group a count
+-- a state}.
 local base = KEYS[1]
 local newest, at = '', tonumber(ARGV[1])
 for _, time in ipairs(redis.call('HVALS', base .. ':n')) do
@@ -153,8 +154,11 @@ end
 if newest ~= '' and tonumber(newest) > at then at = tonumber(newest) end
 local answer = {newest, redis.call('HGETALL', base .. ':a')}
 local from = string.format('%.0f', at - tonumber(ARGV[2]))
-for i = 4, #ARGV do
-  answer[#answer + 1] = redis.call('ZCOUNT', base .. ':z:' .. ARGV[i] .. ':' .. ARGV[3], from, '+inf')
+local last = 3 + tonumber(ARGV[3])
+for g = last + 1, #ARGV do
+  for i = 4, last do
+    answer[#answer + 1] = redis.call('ZCOUNT', base .. ':z:' .. ARGV[i] .. ':' .. ARGV[g], from, '+inf')
+  end
 end
 return answer
 """

@@ -38,7 +38,7 @@ async def stream_lag(client: AsyncRedis, project: str, defined: Sequence[StreamV
         pipe.hgetall(layout.progress_key(project, topic))
     kept, *replies = await pipe.execute()
     served: Served = served_from(kept)
-    progress = dict(zip(topics, map(topic_progress, replies), strict=True))
+    progress = dict(zip(topics, (topic_progress(reply.items()) for reply in replies), strict=True))
     views = [served.views[view.name] for view in defined if view.name in served.views]
     lags = [_lag(view, progress, now) for view in views if progress.keys() >= set(view.topics)]
     return StreamLag(lags, served.outdated(defined))

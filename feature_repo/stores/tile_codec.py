@@ -9,9 +9,10 @@ Columns are whole numbers in the narrowest width that fits, so a field is small,
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-from feature_repo.windows import COUNT, DISTINCT, LAST, SQUARES, SUM, Layout, PartValue, Tiles
+from feature_repo.windows import COUNT, DISTINCT, LAST, SQUARES, SUM, Columns, Layout, PartValue, Tiles
 
 HEADER = struct.Struct(">QQ")
 _BODY = struct.Struct("<BqqH")
@@ -70,17 +71,26 @@ def pack(header: Header, layout: Layout, tiles: Tiles) -> bytes:
 
 def unpack(layout: Layout, partition: int, data: bytes) -> Tiles:
     """The tiles in a field's bytes; `partition` is the one the field is of. Raises CorruptField."""
+    found = unpack_columns(layout, partition, data)
+    tiles = zip(found.steps, zip(*found.parts, strict=True), strict=True)
+    return Tiles(found.newest, {found.first + step: list(tile) for step, tile in tiles})
+
+
+def unpack_columns(layout: Layout, partition: int, data: bytes) -> Columns:
+    """The same by column."""
     try:
         version, newest, first, count = _BODY.unpack_from(data, HEADER.size)
         if version != _VERSION:
             raise CorruptField(f"version {version} of a tile field is unknown")
         start = HEADER.size + _BODY.size
-        width = 1 + sum(_COLUMNS_OF.get(part.kind, 1) for part in layout.parts)
+        width = 1 + (len(layout.parts) if layout.plain else sum(_COLUMNS_OF.get(p.kind, 1) for p in layout.parts))
         codes = data[start : start + width].decode("ascii")
         if count == 0 or not _CODES.issuperset(codes):
             raise CorruptField(f"a tile field of {count} tiles with width codes {codes!r} is unknown")
         columns, end = _read_columns(data, start + width, codes, count)
-        return _rebuilt(layout, partition, newest, first, columns, data[end:])
+        if end == len(data) and layout.plain:
+            return Columns(newest, first, columns[0], columns[1:])
+        return Columns(newest, first, columns[0], _parts(layout, partition, columns, data[end:]))
     except (struct.error, UnicodeDecodeError, IndexError) as error:
         raise CorruptField(f"a tile field of {len(data)} bytes cannot be read: {error}") from None
 
@@ -110,9 +120,14 @@ def _width(column: Sequence[int]) -> str:
     return _WIDE
 
 
+@lru_cache(4096)
+def _form(codes: str, count: int) -> struct.Struct:
+    return struct.Struct("<" + "".join(f"{count}{code}" for code in codes))
+
+
 def _read_columns(data: bytes, start: int, codes: str, count: int) -> tuple[list[Sequence[int]], int]:
     if _WIDE not in codes:
-        form = struct.Struct("<" + "".join(f"{count}{code}" for code in codes))
+        form = _form(codes, count)
         flat = form.unpack_from(data, start)
         return [flat[i : i + count] for i in range(0, len(flat), count)], start + form.size
     columns: list[Sequence[int]] = []
@@ -129,10 +144,7 @@ def _read_columns(data: bytes, start: int, codes: str, count: int) -> tuple[list
     return columns, start
 
 
-def _rebuilt(
-    layout: Layout, partition: int, newest: int, first: int, columns: list[Sequence[int]], rest: bytes
-) -> Tiles:
-    hops = [first + step for step in columns[0]]
+def _parts(layout: Layout, partition: int, columns: list[Sequence[int]], rest: bytes) -> list[Sequence[PartValue]]:
     hashes = struct.unpack_from(f"<{len(rest) // 8}Q", rest)
     parts: list[Sequence[PartValue]] = []
     at, used = 1, 0
@@ -158,6 +170,4 @@ def _rebuilt(
             at += 2
     if 8 * used != len(rest):
         raise CorruptField(f"{len(rest)} bytes of distinct values do not hold the {used} that are counted")
-    return Tiles(
-        newest=newest, by_hop={hop: list(tile) for hop, tile in zip(hops, zip(*parts, strict=True), strict=True)}
-    )
+    return parts
