@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 from feature_repo.clock import clock_of
 from feature_repo.feast_quietly import open_store
@@ -20,12 +20,13 @@ from models.registry import Registry, Watcher
 from models.stored import open_stored
 from serving import problems
 from serving.breaker import Breaker
-from serving.eta_api import eta_router
+from serving.eta_api import eta_routes
 from serving.events_api import EventIntake, events_router
 from serving.feast_api import feast_router, refresh_registry
 from serving.health import health_router
 from serving.ladder import Ladder
-from serving.metrics import REGISTRY, REQUESTS, SECONDS, LagCollector
+from serving.measured import Measured
+from serving.metrics import REGISTRY, LagCollector
 from serving.modes import Mode
 from serving.prediction_finder import PredictionFinder
 from serving.predictions_api import predictions_router
@@ -102,8 +103,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Tiffin", version="0.1.0", lifespan=lifespan, description="Delivery predictions, with reasons")
     problems.install(app)
-    app.middleware("http")(_measured)
-    app.include_router(eta_router(ladder))
+    app.add_middleware(Measured)
+    app.router.routes.extend(eta_routes(ladder.predict))
     app.include_router(predictions_router(receipts, PredictionFinder(settings, log)))
     app.include_router(recommendations_router(recommender))
     app.include_router(events_router(intake))
@@ -111,16 +112,3 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health_router(client, store.project, streams, predictor, stored, lags, clock))
 
     return app
-
-
-async def _measured(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    start = time.perf_counter()
-    try:
-        response = await answer(request)
-    except Exception as error:  # a fault of ours: answered here, for further out it would be counted by nobody
-        response = problems.unexpected(request, error)
-    route = request.scope.get("route")
-    path = getattr(route, "path", "unknown")  # the pattern, so that ids make no labels
-    REQUESTS.labels(route=path, status=response.status_code).inc()
-    SECONDS.labels(route=path).observe(time.perf_counter() - start)
-    return response

@@ -1,105 +1,116 @@
 """``/v1/eta``: predictions for a restaurant, an order, or up to 500 orders."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, ValidationError
+import msgspec
+from fastapi import Path, Query, Request, Response
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
-from serving.bodies import read_body
-from serving.ladder import Ladder
+from serving.bodies import JSON_ERRORS, read_body
+from serving.gathering import Answer, Gathering
 from serving.metrics import PREDICTIONS, REFUSALS
 from serving.modes import Mode
-from serving.problems import Problem, ProblemDetails, invalid
+from serving.plain_route import JSON, PlainRoute, body_of, content_of
+from serving.problems import Problem, ProblemDetails, undecodable
 from serving.schemas import AnyOrders, Eta, Order, Orders, Outcome, Outcomes
 
-Body = TypeVar("Body", bound=BaseModel)
+Predict = Callable[[Sequence[Order]], Awaitable[Sequence[Answer]]]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": ProblemDetails, "description": "Unknown restaurant"},
     413: {"model": ProblemDetails, "description": "Too large"},
     422: {"model": ProblemDetails, "description": "Invalid request"},
     503: {"model": ProblemDetails, "description": "No prediction in an accepted mode"},
 }
+_COUNTED: Mapping[Mode, Any] = {mode: PREDICTIONS.labels(mode=mode) for mode in Mode}
+_ENCODER = msgspec.json.Encoder()
+_ORDER, _ORDERS = msgspec.json.Decoder(Order), msgspec.json.Decoder(AnyOrders)
 
 
-def eta_router(ladder: Ladder) -> APIRouter:
+def eta_routes(predict: Predict) -> list[BaseRoute]:
     """The routes. Bodies are read whatever their content type is called: people with curl leave it out."""
-    router = APIRouter(tags=["predictions"])
+    gathering = Gathering(predict)
 
-    @router.get("/v1/eta/{restaurant_id}", responses=_PROBLEMS)
     async def eta_of_restaurant(
         restaurant_id: Annotated[int, Path(ge=-(2**63), le=2**63 - 1)],
         require: Annotated[Mode | None, Query(description="Refuse an answer of a lower mode")] = None,
-    ) -> Eta:
+    ) -> Response:
         """When an order placed at the restaurant now would arrive."""
-        (answer,) = await _predict(ladder, [Order(restaurant_id=restaurant_id, require=require)])
-        if isinstance(answer, Problem):
-            raise answer
-        return answer
+        return _response(await gathering.answer(Order(restaurant_id, require=require)))
 
-    @router.post("/v1/eta", responses=_PROBLEMS, openapi_extra=_body_of(Order))
-    async def eta_of_order(request: Request) -> Eta:
+    async def eta_of_order(request: Request) -> Response:
         """When one order would arrive."""
-        (answer,) = await _predict(ladder, [await _read(request, Order)])
-        if isinstance(answer, Problem):
-            raise answer
-        return answer
+        return _response(await gathering.answer(_decoded(_ORDER, await read_body(request))))
 
-    @router.post("/v1/eta/batch", responses=_PROBLEMS, openapi_extra=_body_of(Orders))
-    async def eta_of_orders(request: Request) -> Outcomes:
+    async def eta_of_orders(request: Request) -> Response:
         """When each of up to 500 orders would arrive; each has its own outcome."""
-        orders = [_order(document) for document in (await _read(request, AnyOrders)).orders]
+        orders = [_order(document) for document in _decoded(_ORDERS, await read_body(request)).orders]
         good = [order for order in orders if isinstance(order, Order)]
-        predicted = iter(await _predict(ladder, good) if good else [])
+        predicted = iter(await predict(good) if good else [])
         answers = [next(predicted) if isinstance(order, Order) else order for order in orders]
-        return Outcomes(outcomes=[_outcome(i, answer) for i, answer in enumerate(answers)])
+        outcomes = Outcomes([_outcome(i, _counted(answer)) for i, answer in enumerate(answers)])
+        return Response(_ENCODER.encode(outcomes), media_type=JSON)
 
-    return router
+    return [
+        PlainRoute(
+            "/v1/eta",
+            eta_of_order,
+            methods=["POST"],
+            tags=["predictions"],
+            responses={200: content_of(Eta, "The prediction"), **_PROBLEMS},
+            openapi_extra=body_of(Order),
+        ),
+        PlainRoute(
+            "/v1/eta/batch",
+            eta_of_orders,
+            methods=["POST"],
+            tags=["predictions"],
+            responses={200: content_of(Outcomes, "An outcome an order"), **_PROBLEMS},
+            openapi_extra=body_of(Orders),
+        ),
+        APIRoute(
+            "/v1/eta/{restaurant_id}",
+            eta_of_restaurant,
+            methods=["GET"],
+            tags=["predictions"],
+            responses={200: content_of(Eta, "The prediction"), **_PROBLEMS},
+        ),
+    ]
 
 
-async def _predict(ladder: Ladder, orders: Sequence[Order]) -> list[Eta | Problem]:
-    answers = await ladder.predict(orders)
-    for answer in answers:
-        if isinstance(answer, Problem):
-            REFUSALS.labels(status=answer.status).inc()
-        else:
-            PREDICTIONS.labels(mode=answer.mode).inc()
-    return answers
-
-
-async def _read(request: Request, model: type[Body]) -> Body:
+def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
-        return model.model_validate_json(await read_body(request))
-    except ValidationError as error:
-        raise invalid(error) from None
+        return decoder.decode(body)
+    except JSON_ERRORS as error:
+        raise undecodable(body, error) from None
 
 
-def _order(document: object) -> Order | Problem:
+def _order(document: msgspec.Raw) -> Order | Problem:
     """An order of a batch, or what is wrong with it: the others have nothing to do with it."""
     try:
-        return Order.model_validate(document)
-    except ValidationError as error:
-        REFUSALS.labels(status=422).inc()
-        return invalid(error)
+        return _ORDER.decode(document)
+    except JSON_ERRORS as error:
+        return undecodable(bytes(document), error)
 
 
-def _outcome(index: int, answer: Eta | Problem) -> Outcome:
+def _response(answer: Answer) -> Response:
+    _counted(answer)
+    if isinstance(answer, Problem):
+        raise answer
+    return Response(_ENCODER.encode(answer), media_type=JSON)
+
+
+def _counted(answer: Answer) -> Answer:
+    if isinstance(answer, Problem):
+        REFUSALS.labels(status=answer.status).inc()
+    else:
+        _COUNTED[answer.mode].inc()
+    return answer
+
+
+def _outcome(index: int, answer: Answer) -> Outcome:
     if isinstance(answer, Eta):
-        return Outcome(index=index, eta=answer)
+        return Outcome(index, eta=answer)
     problem = {"title": answer.title, "status": answer.status, "detail": answer.detail, **answer.extra}
-    return Outcome(index=index, problem=problem)
-
-
-def _body_of(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema = _inlined(schema, schema.pop("$defs", {}))
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """`schema` with its references put in place: FastAPI registers only the models of its own parameters."""
-    if isinstance(schema, dict):
-        if "$ref" in schema:
-            return _inlined(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
-        return {key: _inlined(value, definitions) for key, value in schema.items()}
-    return [_inlined(value, definitions) for value in schema] if isinstance(schema, list) else schema
+    return Outcome(index, problem=problem)

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 import msgspec
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
 
 from feature_repo.clock import iso
 from ingestion.log import LogUnavailable
 from models.prediction_ids import PATTERN, NoPredictionId, made_at
 from models.receipt import Prediction
 from serving.modes import Mode
+from serving.plain_route import JSON, content_of
 from serving.problems import Problem, ProblemDetails
 from serving.receipts import ReceiptLog
 from serving.schemas import FeatureReceipt, ModelUsed, ReceiptShown
@@ -32,13 +33,15 @@ def predictions_router(receipts: ReceiptLog, find: Find) -> APIRouter:
     router = APIRouter(tags=["predictions"])
     few = CapacityLimiter(MAX_LOOKUPS)
 
-    @router.get("/v1/predictions/{prediction_id}", responses=_PROBLEMS)
-    async def receipt(prediction_id: Annotated[str, Path(pattern=PATTERN)]) -> ReceiptShown:
+    @router.get(
+        "/v1/predictions/{prediction_id}", responses={200: content_of(ReceiptShown, "The receipt"), **_PROBLEMS}
+    )
+    async def receipt(prediction_id: Annotated[str, Path(pattern=PATTERN)]) -> Response:
         """The receipt of a prediction: its model, its features with their status, and what each was read from."""
         prediction = receipts.recent(prediction_id)
         if prediction is None:
             prediction = await to_thread.run_sync(_found, find, prediction_id, limiter=few)
-        return _shown(prediction)
+        return Response(msgspec.json.encode(_shown(prediction)), media_type=JSON)
 
     return router
 

@@ -1,9 +1,11 @@
 """Errors as RFC 9457 problem details: field, value, consequence; never a stack trace."""
 
+import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 SHOWN = 200  # characters of a refused value that are shown
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_NAMED = re.compile(r"(?:required|unknown) field `(.*)`$", re.DOTALL)
 _log = structlog.get_logger(__name__)
 
 
@@ -56,6 +60,30 @@ def invalid(error: ValidationError | RequestValidationError) -> Problem:
     first = errors[0]
     detail = f"{first['field']} is {first['value']}: {first['reason']}. Nothing was predicted or stored"
     return Problem(422, "Invalid request", detail, errors=errors)
+
+
+def undecodable(document: bytes, error: Exception) -> Problem:
+    """What was wrong with a JSON document that was to be decoded: the field, its value and why."""
+    reason, _, path = str(error).partition(" - at `$")
+    field, value = "body", document[:SHOWN].decode(errors="replace")
+    if isinstance(error, msgspec.ValidationError):
+        way: list[str | int] = [int(i) if i else name for name, i in _STEP.findall(path.removesuffix("`"))]
+        if named := _NAMED.search(reason):
+            way.append(named[1])
+        field, value = ".".join(map(str, way)) or field, _part(document, way)
+    detail = f"{field} is {value}: {reason}. Nothing was predicted or stored"
+    return Problem(422, "Invalid request", detail, errors=[{"field": field, "value": value, "reason": reason}])
+
+
+def _part(document: bytes, way: Sequence[str | int]) -> str:
+    """What lies in a document at the end of a way, to be shown."""
+    try:
+        part = msgspec.json.decode(document)
+        for step in way:
+            part = part[step]
+    except (msgspec.MsgspecError, ValueError, LookupError, TypeError, RecursionError):
+        return "missing"
+    return repr(part)[:SHOWN]
 
 
 def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.schemas import Id
-
 MAX_CANDIDATES = 500
 MAX_LIMIT = 50
+
+
+Id = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
 
 class RecommendationMode(StrEnum):

@@ -1,67 +1,60 @@
-"""What is asked and answered over HTTP."""
+"""What is asked and answered over HTTP. What predictions are asked and answered by is encoded by msgspec: it is hot."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import msgspec
+from msgspec import Meta, Struct
+from pydantic import BaseModel, Field
 
 from feature_repo.stores.reading import Status
 from serving.modes import Mode
 
 MAX_ORDERS = 500
-Id = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Name = Annotated[str, Meta(min_length=1, max_length=256)] | Id
 
 
-Name = Annotated[str, Field(min_length=1, max_length=256)] | Id
-
-
-class Order(BaseModel):
+class Order(Struct, frozen=True, forbid_unknown_fields=True):
     """An order to predict for. `zone_id` defaults to the restaurant's own.
 
     With `order_id` the prediction is held against the order's delivery later on.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     restaurant_id: Id
     zone_id: Id | None = None
     order_id: Name | None = None
     customer_id: Id | None = None
-    require: Mode | None = Field(default=None, strict=False)
-    """Refuse an answer of a lower rung than this."""
+    require: Annotated[Mode | None, Meta(description="Refuse an answer of a lower mode")] = None
 
 
-class Orders(BaseModel):
+class Orders(Struct, frozen=True, forbid_unknown_fields=True):
     """Up to 500 orders, each answered for itself."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    orders: list[Order] = Field(min_length=1, max_length=MAX_ORDERS)
+    orders: Annotated[list[Order], Meta(min_length=1, max_length=MAX_ORDERS)]
 
 
-class AnyOrders(BaseModel):
+class AnyOrders(Struct, frozen=True, forbid_unknown_fields=True):
     """`Orders` that are still to be looked at, each for itself."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    orders: list[Any] = Field(min_length=1, max_length=MAX_ORDERS)
+    orders: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=MAX_ORDERS)]
 
 
-class FeatureValue(BaseModel):
+class FeatureValue(Struct, frozen=True):
     """A feature as it was served. `age_seconds` is how old what it speaks of is, at `as_of`; null if unknown."""
 
     value: int | float | str | list[float] | None
-    status: str = Field(json_schema_extra={"enum": [status.name for status in Status]})
+    status: Annotated[str, Meta(extra_json_schema={"enum": [status.name for status in Status]})]
     age_seconds: float | None
 
 
-class ModelUsed(BaseModel):
+class ModelUsed(Struct, frozen=True):
     """The model that predicted."""
 
     name: str
     version: str
 
 
-class StoredRun(BaseModel):
+class StoredRun(Struct, frozen=True):
     """The batch run that a stored prediction is of, and the hour of the day (UTC) that it was made for."""
 
     run_id: str
@@ -70,7 +63,7 @@ class StoredRun(BaseModel):
     age_seconds: float
 
 
-class Eta(BaseModel):
+class Eta(Struct, frozen=True):
     """When the order is expected, in minutes from `as_of`, and from what."""
 
     prediction_id: str
@@ -78,20 +71,37 @@ class Eta(BaseModel):
     eta_minutes: float
     eta_minutes_p90: float
     mode: Mode
-    stepped_down: list[str] = Field(description="Why no better mode answered; empty in the best one")
+    stepped_down: Annotated[list[str], Meta(description="Why no better mode answered; empty in the best one")]
     as_of: str
     model: ModelUsed
-    features: dict[str, FeatureValue] = Field(description="What it was made from; empty where it was stored")
-    stored: StoredRun | None = Field(default=None, description="Of which batch run it is, where it was stored")
+    features: Annotated[dict[str, FeatureValue], Meta(description="What it was made from; empty where it was stored")]
+    stored: Annotated[StoredRun | None, Meta(description="Of which batch run it is, where it was stored")] = None
 
 
-class FeatureReceipt(FeatureValue):
+class Outcome(Struct, frozen=True):
+    """One order of a batch: an answer or a problem."""
+
+    index: int
+    eta: Eta | None = None
+    problem: dict[str, Any] | None = None
+
+
+class Outcomes(Struct, frozen=True):
+    """A batch's answers, in the order asked."""
+
+    outcomes: list[Outcome]
+
+
+class FeatureReceipt(Struct, frozen=True):
     """A feature as it was served; `window_from` is where its window begins, null of what is no window."""
 
+    value: int | float | str | list[float] | None
+    status: Annotated[str, Meta(extra_json_schema={"enum": [status.name for status in Status]})]
+    age_seconds: float | None
     window_from: str | None
 
 
-class ReceiptShown(BaseModel):
+class ReceiptShown(Struct, frozen=True):
     """A prediction with what it was made from.
 
     `as_of` is the instant that the answer holds at, `read_at` the reader's clock. `reads` says, by view, what was read:
@@ -113,23 +123,9 @@ class ReceiptShown(BaseModel):
     model: ModelUsed
     definition_hash: str
     features: dict[str, FeatureReceipt]
-    reads: dict[str, dict[str, Any]]
+    reads: dict[str, Any]
     stored: dict[str, Any] | None
     shadow: dict[str, Any] | None
-
-
-class Outcome(BaseModel):
-    """One order of a batch: an answer or a problem."""
-
-    index: int
-    eta: Eta | None = None
-    problem: dict[str, object] | None = None
-
-
-class Outcomes(BaseModel):
-    """A batch's answers, in the order asked."""
-
-    outcomes: list[Outcome]
 
 
 class EventOutcome(BaseModel):

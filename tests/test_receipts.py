@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from ingestion.events import PREDICTIONS, parse
@@ -199,7 +200,7 @@ def test_what_finds_the_queue_full_is_dropped_and_counted(stack: Stack) -> None:
     wrong: Any = log
     given = ReceiptLog(wrong, lambda: None, queued=10)
     for number in range(30):  # nothing is taken out before `start`
-        eta = answered.eta.model_copy(update={"prediction_id": prediction_id(number, 0)})
+        eta = msgspec.structs.replace(answered.eta, prediction_id=prediction_id(number, 0))
         given.add(replace(answered, eta=eta, order=Order(restaurant_id=1)))
     assert receipts(stack, "dropped") - before == 20
     given.start()
