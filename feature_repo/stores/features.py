@@ -6,6 +6,7 @@ What a status means, and whether a stream feature is fresh enough to be served, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from feature_repo.stores import tile_codec
@@ -38,30 +39,13 @@ class Feature(NamedTuple):
 Tiles = list[Columns] | None
 """The tiles of an entity, a partition each; None if they cannot be trusted."""
 
+FIELDS_REMEMBERED = 2048
+"""Of so many fields of a view it is remembered what their bytes say: the busiest entities are read all the time."""
+
 
 def window_start(view: WindowView, aggregate: Aggregate, instant: int) -> int:
     """Where an aggregate's window begins at an instant."""
     return floor_hop(instant, view.layout.hop) - aggregate.window
-
-
-def entity_tiles(view: WindowView, known: Sequence[Progress | None], reply: Sequence[bytes | None]) -> Tiles:
-    """The tiles of an entity, from its field of each partition, whose progress is `known`.
-
-    None if they cannot be trusted: a field is of a newer epoch than the progress read, or damaged.
-    """
-    found: list[Columns] = []
-    for partition, (data, progress) in enumerate(zip(reply, known, strict=False)):
-        if data is None or progress is None:
-            continue
-        try:
-            epoch = tile_codec.unpack_header(data).epoch
-            if epoch == progress.epoch:
-                found.append(tile_codec.unpack_columns(view.layout, partition, data))
-        except tile_codec.CorruptField:
-            return None
-        if epoch > progress.epoch:
-            return None
-    return found
 
 
 @dataclass(frozen=True)
@@ -140,14 +124,43 @@ class WindowDecoder(Decoder):
     def __init__(self, view: WindowView, names: Sequence[str], form: Form) -> None:
         super().__init__(view, names, form)
         by_name = {a.name: a for a in view.aggregates}
-        self._stream, self._computed = view, form.computed
+        self.stream, self._computed = view, form.computed
         self._features = [
             (by_name[name], window_reader(view.layout, by_name[name]), view.features[name]) for name in names
         ]
+        # By the bytes themselves, which were read just now: what is remembered cannot be out of date.
+        self._unpacked = lru_cache(FIELDS_REMEMBERED)(self._unpack)
+
+    def tiles(self, known: Sequence[Progress | None], reply: Sequence[bytes | None]) -> Tiles:
+        """The tiles of an entity, from its field of each partition, whose progress is `known`.
+
+        None if they cannot be trusted: a field is of a newer epoch than the progress read, or damaged.
+        """
+        found: list[Columns] = []
+        for partition, (data, progress) in enumerate(zip(reply, known, strict=False)):
+            if data is None or progress is None:
+                continue
+            unpacked = self._unpacked(partition, data)
+            if unpacked is None:
+                return None
+            epoch, columns = unpacked
+            if epoch == progress.epoch:
+                found.append(columns)
+            elif epoch > progress.epoch:
+                return None
+        return found
+
+    def _unpack(self, partition: int, data: bytes) -> tuple[int, Columns] | None:
+        """The epoch of a field and its tiles; None for damaged bytes."""
+        try:
+            columns = tile_codec.unpack_columns(self.stream.layout, partition, data)
+            return tile_codec.unpack_header(data).epoch, columns
+        except tile_codec.CorruptField:
+            return None
 
     def decode(self, reading: Reading, found: Sequence[Tiles]) -> list[list[Feature]]:
         """Of each entity its features."""
-        view, instant, computed = self._stream, reading.instant, self._computed
+        view, instant, computed = self.stream, reading.instant, self._computed
         known_until = reading.known_until(view)
         starts = [window_start(view, aggregate, instant) for aggregate, _, _ in self._features]
         outside = self._all(OUTSIDE_MAX_AGE, known_until)

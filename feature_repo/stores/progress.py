@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import mmh3
@@ -87,3 +88,12 @@ def topic_progress(fields: Iterable[tuple[bytes, bytes]]) -> TopicProgress:
         if colon:
             by_view.setdefault(tiles_hash, {})[int(partition)] = Progress.unpack(data)
     return TopicProgress(partitions, by_view)
+
+
+@lru_cache(256)
+def known_progress(reply: tuple[bytes, ...]) -> TopicProgress:
+    """The same from the store's answer, which has fields and values by turns.
+
+    It is remembered by the bytes read: between two writes of progress every reader reads the same.
+    """
+    return topic_progress(zip(reply[::2], reply[1::2], strict=True))

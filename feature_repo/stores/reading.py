@@ -8,15 +8,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from feature_repo.stores import layout
-from feature_repo.stores.features import Feature, Reading, Status, entity_tiles
+from feature_repo.stores.features import Feature, Reading, Status, WindowDecoder
 from feature_repo.stores.origins import Origin, read_of
-from feature_repo.stores.progress import TopicProgress, topic_progress
+from feature_repo.stores.progress import TopicProgress, known_progress
 from feature_repo.stores.read_plan import LOAD_SCRIPT, PresenceRead, ReadPlan, Wanted
 from feature_repo.stores.redis_client import Redis, RedisError, exchange
 from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.stores.resp import NO_SCRIPT, ErrorReply, command
 from feature_repo.stores.served import served_from
-from feature_repo.views import WindowView
 
 __all__ = ["Answer", "Feature", "ReadPlan", "Status", "Wanted", "read", "read_async"]
 
@@ -158,7 +157,7 @@ class _Request:
         at += self._load
         topics = replies[at : at + len(shape.topics)]
         at += len(topics)
-        self._progress = {t: topic_progress(_pairs(reply)) for t, reply in zip(shape.topics, topics, strict=True)}
+        self._progress = {t: known_progress(tuple(reply)) for t, reply in zip(shape.topics, topics, strict=True)}
         counts = {topic: max(found.partitions, 1) for topic, found in self._progress.items()}
         if counts != shape.partitions:
             plan.shape = replace(shape, partitions=counts)
@@ -220,10 +219,10 @@ class _Request:
         """Decode, and move the instant up to the newest time read; False if counts must be as of that."""
         newest, shape = self._instant, self._shape
         self._found = list(self._replied)
-        for place, read in enumerate(shape.reads):
-            if read is not None and isinstance(view := read.view, WindowView):
-                known = self._progress[view.topic].of(view)
-                tiles = self._found[place] = [entity_tiles(view, known, reply) for reply in self._replied[place]]
+        for place, decoder in enumerate(shape.decoders):
+            if isinstance(decoder, WindowDecoder):
+                known = self._progress[decoder.stream.topic].of(decoder.stream)
+                tiles = self._found[place] = [decoder.tiles(known, reply) for reply in self._replied[place]]
                 for one in tiles:
                     for columns in one or ():
                         newest = max(newest, columns.newest)
