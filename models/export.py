@@ -14,7 +14,8 @@ import numpy as np
 import onnxmltools
 from onnxmltools.convert.common.data_types import FloatTensorType
 
-from models.registry import Manifest, Scorer
+from models.model import Manifest
+from models.scoring import Scorer
 from models.train import Booster, Trained
 from models.vector import REQUEST_FEATURES, Matrix
 

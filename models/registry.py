@@ -1,4 +1,4 @@
-"""The models in use: a plain folder, checked whenever it is read. The only module that imports onnxruntime.
+"""The models in use: a plain folder, checked whenever it is read.
 
     <root>/<name>/<version>/median.onnx, p90.onnx, manifest.json
     <root>/<name>/current                                          the version in use, one line
@@ -20,13 +20,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnxruntime
 import structlog
-from numpy.typing import NDArray
 
-from feature_repo.clock import from_ms
 from feature_repo.stores.durable import sync_folder, write_synced
-from models.drift import Bins
+from models.model import Manifest, Model
+from models.scoring import Pair, Scorer
 from models.vector import REQUEST_FEATURES, FeatureVector, Matrix, request_features
 
 __all__ = [
@@ -60,83 +58,11 @@ class ModelBroken(RuntimeError):
         self.file, self.reason = file, reason
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a version.
-
-    `stored_features` are read from the feature store, in this order; derived ones and the request's own follow.
-    `trained_ms` is the first and the last instant trained on; `sha256` is of each file, in hexadecimal.
-    """
-
-    name: str
-    service: str
-    created_ms: int
-    stored_features: tuple[str, ...]
-    derived_features: tuple[str, ...]
-    request_features: tuple[str, ...]
-    definition_hash: str
-    metrics: dict[str, dict[str, float]]
-    gain: dict[str, dict[str, float]]
-    trained_ms: tuple[int, int]
-    rows: dict[str, int]
-    sha256: dict[str, str] = {}
-    version: str = ""
-    sample: dict[str, Bins] | msgspec.UnsetType = msgspec.UNSET
-    """Of the stored features the values trained on; unset in versions that were made before it was kept."""
-
-    @property
-    def bins(self) -> dict[str, Bins]:
-        """The sample; empty if none was kept."""
-        return {} if self.sample is msgspec.UNSET else self.sample
-
-    def content_version(self) -> str:
-        """The version that this content has: its second of creation, to sort by, and the start of its hash."""
-        content = msgspec.json.encode(msgspec.structs.replace(self, version=""), order="deterministic")
-        return f"{from_ms(self.created_ms):%Y%m%dT%H%M%SZ}-{hashlib.sha256(content).hexdigest()[:8]}"
-
-
 class Promotion(msgspec.Struct, frozen=True):
     """That a version was put into use, and when (ms since the epoch)."""
 
     at: int
     version: str
-
-
-class Scorer:
-    """One ONNX file, ready to score. On the caller's thread: a row takes less time than waking another one."""
-
-    def __init__(self, onnx: bytes) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
-
-    def __call__(self, matrix: Matrix) -> NDArray[np.float32]:
-        """Scores of [n, features] rows, shape [n]. onnxruntime raises for another width than the file declares."""
-        scores: NDArray[np.float32] = self._session.run(None, {self._input: matrix})[0]
-        return scores[:, 0]
-
-
-class Model:
-    """A loaded version: predicts minutes from placed to delivered."""
-
-    def __init__(self, manifest: Manifest, median: Scorer, p90: Scorer) -> None:
-        self.manifest, self._median, self._p90 = manifest, median, p90
-        self.vector = FeatureVector(manifest.stored_features)
-
-    def predict(self, matrix: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(median, p90) in minutes, each of shape [n], for float32 rows [n, features] in the order of `vector.names`.
-
-        Two models may cross; p90 is never below the median. Raises ValueError for another shape or type.
-        """
-        width = len(self.vector.names)
-        if matrix.dtype != np.float32 or matrix.ndim != 2 or matrix.shape[1] != width:
-            raise ValueError(
-                f"matrix {matrix.dtype} {matrix.shape}: {self.manifest.name} takes float32 [n, {width}], other columns "
-                "would be read as its features"
-            )
-        median = self._median(matrix)
-        return median, np.maximum(self._p90(matrix), median)
 
 
 class Registry:
@@ -263,8 +189,11 @@ class Registry:
         folder = self._folder(name) / self._version(name, version)
         manifest = _read_manifest(folder / MANIFEST, name)
         width = len(FeatureVector(manifest.stored_features).names)
-        median, p90 = (_scorer(folder / file, manifest.sha256.get(file), width) for file in FILES)
-        return Model(manifest, median, p90)
+        median, p90 = (_sound(folder / file, manifest.sha256.get(file), width) for file in FILES)
+        try:
+            return Model(manifest, Pair(median, p90, width))
+        except Exception as error:  # each is sound by itself; onnxruntime raises its own classes
+            raise ModelBroken(folder / FILES[1], f"cannot be scored together with {FILES[0]} ({error})") from None
 
     def _version(self, name: str, version: str | None) -> str:
         if version is None:
@@ -362,7 +291,8 @@ def _read_manifest(file: Path, name: str) -> Manifest:
     return manifest
 
 
-def _scorer(file: Path, sha256: str | None, width: int) -> Scorer:
+def _sound(file: Path, sha256: str | None, width: int) -> bytes:
+    """The content of a file that scores rows of this width."""
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -370,10 +300,9 @@ def _scorer(file: Path, sha256: str | None, width: int) -> Scorer:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ModelBroken(file, "its checksum is not the manifest's: damaged, or exchanged")
     try:
-        scorer = Scorer(content)
-        scores = scorer(np.array([[0.0] * width, [np.nan] * width], dtype=np.float32))
+        scores = Scorer(content)(np.array([[0.0] * width, [np.nan] * width], dtype=np.float32))
     except Exception as error:  # onnxruntime raises its own classes, of no common base
         raise ModelBroken(file, f"does not take a row of {width} features ({error})") from None
     if not np.isfinite(scores).all():
         raise ModelBroken(file, f"answers {scores.tolist()} to rows of zeros and of missing values")
-    return scorer
+    return content

@@ -4,8 +4,10 @@ Training and serving both assemble their rows here, so a feature cannot mean two
 """
 
 import math
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,10 +32,15 @@ def request_features(instant_ms: int) -> dict[str, float]:
     >>> [round(value, 9) for value in request_features(6 * 60 * 60_000).values()]  # a quarter of a Thursday
     [1.0, 0.0, 3.0]
     """
-    day, minute = divmod(instant_ms // _MINUTE_MS, _DAY_MINUTES)
+    return dict(zip(REQUEST_FEATURES, _of_minute(instant_ms // _MINUTE_MS), strict=True))
+
+
+@lru_cache(maxsize=64)  # the requests of now are of one minute or two; what follows from a minute never changes
+def _of_minute(minutes: int) -> tuple[float, float, float]:
+    """The request's features of a minute since the epoch."""
+    day, minute = divmod(minutes, _DAY_MINUTES)
     angle = 2 * math.pi * minute / _DAY_MINUTES
-    values = (math.sin(angle), math.cos(angle), float((day + _EPOCH_WEEKDAY) % 7))
-    return dict(zip(REQUEST_FEATURES, values, strict=True))
+    return math.sin(angle), math.cos(angle), float((day + _EPOCH_WEEKDAY) % 7)
 
 
 _OPEN = "zone_open_orders__zone_open_orders"
@@ -74,12 +81,12 @@ class FeatureVector:
         if repeated:
             raise ValueError(f"stored {repeated}: named twice, one column of the model would be fed with the other's")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Every feature in the model's order."""
         return (*self.stored, *self.derived, *REQUEST_FEATURES)
 
-    @property
+    @cached_property
     def derived(self) -> tuple[str, ...]:
         """The features of DERIVED that can be made of `stored`."""
         return tuple(name for name, (inputs, _) in DERIVED.items() if set(inputs) <= set(self.stored))
@@ -98,6 +105,46 @@ class FeatureVector:
             stored = [values[name] for name in self.stored]
         except KeyError as error:
             raise ValueError(f"feature {error.args[0]!r} was not read: its column would be empty unseen") from None
-        filled = [math.nan if value is None else value for value in stored]
-        derived = self.derive(dict(zip(self.stored, filled, strict=True))).values()
-        return np.array([[*filled, *derived, *request_features(instant_ms).values()]], dtype=np.float32)
+        return np.frombuffer(bytearray(self.packed(stored, instant_ms)), dtype=np.float32).reshape(1, -1)
+
+    def matrix(self, rows: Sequence[Sequence[float | None]], instants_ms: Sequence[int]) -> Matrix:
+        """The input rows, shape [n, features]: of each its values in the order of `stored`, and its instant.
+
+        None is a missing value; a value beyond float32 is infinite. Raises ValueError for a row of another length, or
+        another number of instants than of rows.
+        """
+        count, width = len(rows), len(self.stored)
+        if len(instants_ms) != count or any(len(row) != width for row in rows):
+            raise ValueError(
+                f"{count} rows of {sorted({len(row) for row in rows})} values, {len(instants_ms)} instants: a row is "
+                f"{width} stored features and one instant, others would be read as other features"
+            )
+        exact = np.array(rows, dtype=np.float64).reshape(count, width)  # None becomes NaN
+        matrix = np.empty((count, len(self.names)), dtype=np.float32)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # as in the data frames of training
+            matrix[:, :width] = exact
+            for column, (function, inputs) in enumerate(self._derivations, width):
+                matrix[:, column] = function(*(exact[:, place] for place in inputs))
+        request = np.array([_of_minute(instant // _MINUTE_MS) for instant in instants_ms])
+        matrix[:, -len(REQUEST_FEATURES) :] = request.reshape(count, len(REQUEST_FEATURES))
+        return matrix
+
+    def packed(self, values: Sequence[float | None], instant_ms: int) -> bytes:
+        """The bytes of one row of `matrix`, made several times faster than by columns. Raises ValueError as it does."""
+        filled = [math.nan if value is None else value for value in values]
+        try:
+            derived = [function(*[filled[place] for place in inputs]) for function, inputs in self._derivations]
+            return self._packing.pack(*filled, *derived, *_of_minute(instant_ms // _MINUTE_MS))
+        except (ZeroDivisionError, LookupError, struct.error):  # infinite, as columns have it; or of another length
+            return self.matrix([values], [instant_ms]).tobytes()
+
+    @cached_property
+    def _derivations(self) -> tuple[tuple[Callable[..., Any], tuple[int, ...]], ...]:
+        """Of each derived feature its function and the places of what it is made of."""
+        return tuple(
+            (DERIVED[name][1], tuple(self.stored.index(column) for column in DERIVED[name][0])) for name in self.derived
+        )
+
+    @cached_property
+    def _packing(self) -> struct.Struct:
+        return struct.Struct(f"{len(self.names)}f")  # the machine's own float32: what is too great becomes infinite

@@ -1,10 +1,12 @@
 """``/live``, ``/ready``, ``/metrics``: whether the process runs, and what it stands on; and what it counted."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
 
 from feature_repo.clock import Clock
 from feature_repo.stores.redis_client import STORE_DOWN, AsyncRedis
@@ -18,6 +20,16 @@ from serving.stored_reader import StoredReader
 
 Check = dict[str, object]
 _STORED_S = 1.0
+
+
+class Readiness(BaseModel):
+    """Whether predictions can be made in the best mode, and each check by name."""
+
+    status: Literal["ready", "not ready"]
+    checks: dict[str, dict[str, Any]] = Field(description="`ok` of each, and what there is to say of it")
+
+
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": Readiness, "description": "Some check is not ok"}}
 
 
 def health_router(
@@ -53,7 +65,7 @@ def health_router(
         lags.models = [(m.manifest.name, m.manifest.version) for m in models if not isinstance(m, str)]
         return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/ready")
+    @router.get("/ready", response_model=Readiness, responses=_NOT_READY)
     async def ready() -> JSONResponse:
         """200 if predictions can be made in the best mode, else 503; every check by name."""
         reached, outdated = await look()

@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
+PROBLEM = "application/problem+json"
+_REFERENCE = {"$ref": "#/components/schemas/ProblemDetails"}
 SHOWN = 200  # characters of a refused value that are shown
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 _NAMED = re.compile(r"(?:required|unknown) field `(.*)`$", re.DOTALL)
@@ -48,7 +50,7 @@ def problem_response(
 ) -> JSONResponse:
     """A problem details answer."""
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **(extra or {})}
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
+    return JSONResponse(body, status, headers, media_type=PROBLEM)
 
 
 def invalid(error: ValidationError | RequestValidationError) -> Problem:
@@ -112,3 +114,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
+    described = app.openapi
+    app.openapi = lambda: _as_problems(described())  # type: ignore[method-assign] # FastAPI's own way to change it
+
+
+def _as_problems(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document with problem details under their media type: FastAPI puts every model under JSON's."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            for response in operation["responses"].values():
+                content = response.get("content", {})
+                if content.get("application/json", {}).get("schema") == _REFERENCE:
+                    response["content"] = {PROBLEM: content["application/json"]}
+    return document

@@ -37,7 +37,7 @@ CLIENTS = {
     "kafka": ["ingestion.kafka_log"],
     "duckdb": ["feature_repo.stores.duckdb_client"],
     "lightgbm": ["models.train"],
-    "onnxruntime": ["models.registry"],
+    "onnxruntime": ["models.scoring"],
     "onnxmltools": ["models.export"],
     "sqlalchemy": ["models.stored"],
     "implicit": ["models.embeddings"],
