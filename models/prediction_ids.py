@@ -4,6 +4,7 @@ import re
 import secrets
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 
 _LATEST_MS = 253_402_000_000_000  # days before the last that a datetime can hold
@@ -22,7 +23,7 @@ def prediction_id(now: int, random_bits: int | None = None) -> str:
     ('00000000000000000000000000', '00000000010000000000000011')
     """
     number = (now % 2**48) << 80 | (secrets.randbits(80) if random_bits is None else random_bits)
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 def made_at(text: str) -> int:

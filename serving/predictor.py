@@ -3,11 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import NamedTuple
 
 from feature_repo.clock import Clock, iso
-from feature_repo.stores.reading import Feature, Status
+from feature_repo.stores.features import NOT_FOUND, NULL_VALUE, PRESENT, Feature, Status
 from feature_repo.views import features_hash
 from models.prediction_ids import prediction_id
 from models.receipt import StoredFrom
@@ -48,6 +47,13 @@ class NoRung:
     why: list[str]
 
 
+class Places(NamedTuple):
+    """Where in a row a model's stored features are, and those of them that are of streams."""
+
+    stored: list[int]
+    streams: list[int]
+
+
 class Predictor:
     """Answers orders from the rows that `reader` reads, by one watched model a mode.
 
@@ -59,16 +65,29 @@ class Predictor:
     ) -> None:
         self._reader, self._watchers, self._shadows, self._clock = reader, watchers, shadows, clock
         self._batch_names = reader.batch_names
+        self._batch = [i for i, name in enumerate(reader.names) if name in self._batch_names]
         self._digest: bytes | None = None  # of the definitions that the doubts are of
         self._doubts: dict[str, str | None] = {}  # model version: why it may not answer, by what is served now
+        self._places: dict[str, Places] = {}  # of a model version
 
     def answer(self, orders: Sequence[Order], rows: Sequence[Row]) -> list[Answered | NoRung | Problem]:
         """For each order its answer, why no model gives it, or a problem that no other rung would mend."""
         models = {mode: self.model(mode) for mode in self._watchers}
+        shadows = {mode: self.shadow(mode) for mode in self._shadows}
         choices = [self._choose(order, row, models) for order, row in zip(orders, rows, strict=True)]
-        scored = _score(choices, rows)
+        scored = self._score(choices, rows)
+        shown = {row.instant: iso(row.instant) for row in rows}  # all of them hold at one
         return [
-            self._answered(order, row, choice, *scored[i]) if isinstance(choice, Choice) else choice
+            Answered(
+                order,
+                _eta(order, row, choice, scored[i], shown[row.instant]),
+                row.now,
+                row,
+                choice.model.manifest.definition_hash,
+                shadows.get(choice.mode),
+            )
+            if isinstance(choice, Choice)
+            else choice
             for i, (order, row, choice) in enumerate(zip(orders, rows, choices, strict=True))
         ]
 
@@ -116,8 +135,8 @@ class Predictor:
         return None
 
     def _choose(self, order: Order, row: Row, models: Mapping[Mode, Model | str]) -> Choice | NoRung | Problem:
-        batch = [feature for name, feature in row.features.items() if name in self._batch_names]
-        if all(feature.status == Status.NOT_FOUND for feature in batch):
+        values = row.values
+        if all(values[i].status == NOT_FOUND for i in self._batch):
             return Problem(
                 404,
                 "Unknown restaurant",
@@ -131,80 +150,67 @@ class Predictor:
             model = models[mode]
             if isinstance(model, str):
                 why.append(model)
-            elif stale := self._stale(model, row):
-                why.append(f"{mode}: cannot be had: {', '.join(stale)}")
+            elif stale := [i for i in self._places_of(model).streams if values[i].status not in _FRESH]:
+                # Batch features may be missing: their status says so.
+                named = ", ".join(f"{row.names[i]} ({values[i].status.name})" for i in stale)
+                why.append(f"{mode}: cannot be had: {named}")
             else:
                 return Choice(mode, model, why)
         return NoRung(order, why)
 
-    def _stale(self, model: Model, row: Row) -> list[str]:
-        """The stream features of the model that are not fresh, or of no known entity.
+    def _places_of(self, model: Model) -> Places:
+        version = model.manifest.version
+        if version not in self._places:
+            stored = [self._reader.names.index(name) for name in model.vector.stored]
+            streams = [i for i in stored if self._reader.names[i] not in self._batch_names]
+            self._places[version] = Places(stored, streams)
+        return self._places[version]
 
-        Batch features may be missing: their status says so.
-        """
-        return [
-            f"{name} ({row.features[name].status.name})"
-            for name in model.vector.stored
-            if name not in self._batch_names and row.features[name].status not in (Status.PRESENT, Status.NULL_VALUE)
-        ]
+    def _score(
+        self, choices: Sequence[Choice | NoRung | Problem], rows: Sequence[Row]
+    ) -> dict[int, tuple[float, float]]:
+        """(median, p90) minutes by place, each model asked once for all of its rows."""
+        by_model: dict[str, tuple[Model, list[int]]] = {}
+        for place, choice in enumerate(choices):
+            if isinstance(choice, Choice):
+                by_model.setdefault(choice.model.manifest.version, (choice.model, []))[1].append(place)
+        scored: dict[int, tuple[float, float]] = {}
+        for model, places in by_model.values():
+            stored = self._places_of(model).stored
+            numbers = [[rows[place].values[i].value for i in stored] for place in places]
+            said = model.predict_rows(numbers, [rows[place].instant for place in places])
+            scored.update(zip(places, said, strict=True))
+        return scored
 
-    def _answered(self, order: Order, row: Row, choice: Choice, median: float, p90: float) -> Answered:
-        return Answered(
-            order,
-            _eta(order, row, choice, median, p90),
-            row.now,
-            row,
-            choice.model.manifest.definition_hash,
-            self.shadow(choice.mode),
-        )
+
+_FRESH = (PRESENT, NULL_VALUE)
+_NAMES = {status: status.name for status in Status}  # an enum takes a while to say its name
 
 
 def minutes(model: Model, features: Mapping[str, Feature], instant: int) -> tuple[float, float]:
     """What a model says of one row: median and 90th percentile, in minutes."""
-    median, p90 = model.predict(model.vector.row(_numbers(features), instant))
-    return float(median[0]), float(p90[0])
+    ((median, p90),) = model.predict_rows([[features[name].value for name in model.vector.stored]], [instant])
+    return median, p90
 
 
-def _score(choices: Sequence[Choice | NoRung | Problem], rows: Sequence[Row]) -> dict[int, tuple[float, float]]:
-    """(median, p90) minutes by place, each model asked once for all of its rows."""
-    by_model: dict[int, tuple[Model, list[int]]] = {}
-    for place, choice in enumerate(choices):
-        if isinstance(choice, Choice):
-            by_model.setdefault(id(choice.model), (choice.model, []))[1].append(place)
-    scored: dict[int, tuple[float, float]] = {}
-    for model, places in by_model.values():
-        matrix = [model.vector.row(_numbers(rows[place].features), rows[place].instant) for place in places]
-        median, p90 = model.predict(np.concatenate(matrix))
-        scored |= {place: (float(median[i]), float(p90[i])) for i, place in enumerate(places)}
-    return scored
-
-
-def _numbers(features: Mapping[str, Feature]) -> dict[str, float | None]:
-    """The numeric features, as models take them; nulls of every status alike are missing values."""
-    return {
-        name: None if feature.value is None else float(feature.value)
-        for name, feature in features.items()
-        if feature.value is None or isinstance(feature.value, int | float)
-    }
-
-
-def _eta(order: Order, row: Row, choice: Choice, median: float, p90: float) -> Eta:
+def _eta(order: Order, row: Row, choice: Choice, said: tuple[float, float], as_of: str) -> Eta:
+    median, p90 = said
+    instant, manifest = row.instant, choice.model.manifest
     return Eta(
-        prediction_id=prediction_id(row.instant),
+        prediction_id=prediction_id(instant),
         restaurant_id=order.restaurant_id,
         eta_minutes=round(median, 3),
         eta_minutes_p90=round(p90, 3),
         mode=choice.mode,
         stepped_down=choice.stepped_down,
-        as_of=iso(row.instant),
-        model=ModelUsed(name=choice.model.manifest.name, version=choice.model.manifest.version),
-        features={name: _shown(feature, row.instant) for name, feature in row.features.items()},
+        as_of=as_of,
+        model=ModelUsed(manifest.name, manifest.version),
+        features=dict(zip(row.names, [_shown(feature, instant) for feature in row.values], strict=True)),
     )
 
 
 def _shown(feature: Feature, instant: int) -> FeatureValue:
-    value = feature.value
-    if isinstance(value, float) and not math.isfinite(value):
+    value, status, event_ms = feature
+    if type(value) is float and not math.isfinite(value):
         value = None  # JSON has no NaN
-    age = None if feature.event_ms is None else (instant - feature.event_ms) / 1000
-    return FeatureValue(value=value, status=feature.status.name, age_seconds=age)
+    return FeatureValue(value, _NAMES[status], None if event_ms is None else (instant - event_ms) / 1000)

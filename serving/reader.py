@@ -26,17 +26,23 @@ _TRIES = 4
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One entity's features by full name (``view__feature``), and the instant (ms) that all of them hold at.
+    """One entity's features, in the order of `names` (``view__feature``), and the instant (ms) that they hold at.
 
     `now` is the reader's clock, `keys` the entity's ids, given or looked up. `origins` tells what was read; it takes
     longer than reading does, so it is asked where nobody waits.
     """
 
-    features: dict[str, Feature]
+    names: tuple[str, ...]
+    values: list[Feature]
     instant: int
     now: int
     keys: dict[str, object]
     origins: Callable[[], list[Origin]]
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """The features by name."""
+        return dict(zip(self.names, self.values, strict=True))
 
 
 class FeatureReader:
@@ -59,14 +65,16 @@ class FeatureReader:
                 f"{sorted(unknown)[0]} is neither {given} nor a batch feature by {given}: it cannot be looked up"
             )
         self._plan = ReadPlan(project, wanted, receipts=True)
-        self._names = [[f"{w.view.name}__{feature}" for feature in w.features] for w in wanted]
+        self.names = tuple(f"{w.view.name}__{feature}" for w in wanted for feature in w.features)
+        """The features of a row, by full name, in its order."""
+        self._sources = {column: self.names.index(source) for column, source in self._looked_up.items()}
         self._remembered: dict[str, dict[object, object]] = {column: {} for column in self._looked_up}
 
     @property
     def batch_names(self) -> frozenset[str]:
         """The batch features, by full name."""
-        batch = (isinstance(w.view, BatchView) for w in self._plan.wanted)
-        return frozenset(name for names, is_batch in zip(self._names, batch, strict=True) if is_batch for name in names)
+        batch = (w for w in self._plan.wanted if isinstance(w.view, BatchView))
+        return frozenset(f"{w.view.name}__{feature}" for w in batch for feature in w.features)
 
     @property
     def digest(self) -> bytes | None:
@@ -94,13 +102,11 @@ class FeatureReader:
             columns[column] = [k[column] if column in k else found.get(i) for i, k in zip(ids, known, strict=True)]
         for _ in range(_TRIES):
             answer = await read_async(self._pipe, self._plan, columns, now, wait)
-            rows: list[dict[str, Feature]] = [{} for _ in ids]
-            for names, view in zip(self._names, answer.views, strict=True):
-                for i, row in enumerate(rows):
-                    row.update(zip(names, view.row(i), strict=True))
+            rows = [[feature for view in answer.views for feature in view.row(i)] for i in range(len(ids))]
             if not (changed := self._changed(ids, known, columns, rows)):
                 return [
                     Row(
+                        self.names,
                         row,
                         answer.instant,
                         now,
@@ -117,11 +123,11 @@ class FeatureReader:
         ids: Sequence[object],
         known: Sequence[Mapping[str, object]],
         columns: Mapping[str, Sequence[object]],
-        rows: Sequence[Mapping[str, Feature]],
+        rows: Sequence[Sequence[Feature]],
     ) -> dict[str, list[object]]:
         """The columns of looked up ids that were read by others than what was read says."""
         changed = {}
-        for column, source in self._looked_up.items():
+        for column, source in self._sources.items():
             told = [k[column] if column in k else row[source].value for k, row in zip(known, rows, strict=True)]
             if told != columns[column]:
                 changed[column] = told
