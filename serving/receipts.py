@@ -16,15 +16,14 @@ from typing import Any
 import msgspec
 import structlog
 
-from feature_repo.stores.features import window_start
+from feature_repo.stores.features import Status
 from feature_repo.stores.origins import Origin
-from feature_repo.stores.reading import Feature
-from feature_repo.views import PresenceView, WindowView
 from ingestion.events import PREDICTIONS
 from ingestion.log import EventLog, LogUnavailable, Message
 from models.receipt import Prediction, Receipt, Served, Shadow, prediction_from
 from serving.metrics import RECEIPTS, RECEIPTS_WAITING
 from serving.predictor import Answered, minutes
+from serving.reader import Row
 
 QUEUED = 20_000
 """So many answers may wait; about a minute of a busy server's."""
@@ -37,6 +36,8 @@ _GATHER_S = 0.02  # answers that come together are published together
 _IDLE_S = 0.2
 _BACKOFF_S = (0.1, 0.3, 1.0, 2.0, 5.0)
 _CLOSE_S = 5.0
+
+_NAMES = {status: status.name for status in Status}
 
 logger = structlog.get_logger(__name__)
 
@@ -150,7 +151,7 @@ def prediction_of(answered: Answered) -> Prediction:
         now=answered.now,
         definition=answered.definition,
         stepped_down=eta.stepped_down,
-        features={} if row is None else _served(row.features, origins),
+        features={} if row is None else _served(row, origins),
         reads={origin.view.name: origin.read for origin in origins},
         keys=keys,
         stored=answered.stored,
@@ -172,27 +173,19 @@ def prediction_of(answered: Answered) -> Prediction:
     )
 
 
-def _served(features: dict[str, Feature], origins: Sequence[Origin]) -> dict[str, Served]:
-    since = {
-        f"{origin.view.name}__{name}": start for origin in origins for name, start in _window_starts(origin).items()
-    }
+def _served(row: Row, origins: Sequence[Origin]) -> dict[str, Served]:
+    since: dict[str, int] = {}
+    for origin in origins:
+        since.update(origin.since)
     return {
-        name: Served(_plain(feature.value), feature.status.name, feature.event_ms, since.get(name))
-        for name, feature in features.items()
+        name: Served(_plain(value), _NAMES[status], event_ms, since.get(name))
+        for name, (value, status, event_ms) in zip(row.names, row.values, strict=True)
     }
-
-
-def _window_starts(origin: Origin) -> dict[str, int]:
-    """Where the windows of a stream view begin that were read, by feature."""
-    view, instant = origin.view, getattr(origin.read, "instant", 0)
-    if isinstance(view, WindowView):
-        return {aggregate.name: window_start(view, aggregate, instant) for aggregate in view.aggregates}
-    return dict.fromkeys(view.features, instant - view.ttl) if isinstance(view, PresenceView) else {}
 
 
 def _plain(value: Any) -> Any:
     """A value as JSON can hold it; numbers that it has not are their names."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return str(value) if type(value) is float and not math.isfinite(value) else value
 
 
 def _shadow(answered: Answered) -> Shadow | None:

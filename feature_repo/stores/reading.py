@@ -5,11 +5,12 @@ A `ReadPlan` is compiled once for a list of views; `read` and `read_async` run i
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from feature_repo.stores import layout
 from feature_repo.stores.features import Feature, Reading, Status, WindowDecoder
-from feature_repo.stores.origins import Origin, read_of
+from feature_repo.stores.origins import Origin, Origins
 from feature_repo.stores.progress import TopicProgress, known_progress
 from feature_repo.stores.read_plan import LOAD_SCRIPT, PresenceRead, ReadPlan, Wanted
 from feature_repo.stores.redis_client import Redis, RedisError, exchange
@@ -192,16 +193,22 @@ class _Request:
 
     def origins(self, row: int) -> list[Origin]:
         """What the features of a row were read from."""
+        found: list[Origin] = []
+        for place, origins in self._told:
+            entity = self._entities[self._shape.of[place]].places[row]
+            found.append(origins.of(None if entity is None or not self._replied else self._replied[place][entity]))
+        return found
+
+    @cached_property
+    def _told(self) -> list[tuple[int, Origins]]:
+        """Of each view that is served its place, and what is told of all of its entities."""
         shape = self._shape
         assert shape.definitions, "the plan was made without receipts"
-        found: list[Origin] = []
-        for place, (read, definition) in enumerate(zip(shape.reads, shape.definitions, strict=True)):
-            if read is not None:
-                entity = self._entities[shape.of[place]].places[row]
-                reply = None if entity is None or not self._replied else self._replied[place][entity]
-                given = read_of(read.view, definition, self._instant, self._progress, reply)
-                found.append(Origin(read.view, given))
-        return found
+        return [
+            (place, Origins(read.view, definition, self._instant, self._progress))
+            for place, (read, definition) in enumerate(zip(shape.reads, shape.definitions, strict=True))
+            if read is not None
+        ]
 
     def _as_served(self, reply: Any) -> bool:
         """Whether what was asked is what is served; if not, the plan is made anew for the next round."""
