@@ -8,7 +8,8 @@ import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 _CHUNK = 1 << 18
@@ -64,46 +65,37 @@ class _Caller:
 
 
 class Load:
-    """Connections to a server on 127.0.0.1, used by turns; `requests` are sent one after the other, again and again."""
+    """Asks a server on 127.0.0.1; `requests` are sent one after the other, again and again.
+
+    Each run makes its connections before its time begins: servers close those that were idle for a while.
+    """
 
     def __init__(self, port: int, requests: Sequence[bytes], connections: int) -> None:
+        self._port, self._connections = port, connections
         self._requests, self._next = requests, 0
         self._selector = selectors.DefaultSelector()
-        self._callers = []
-        for _ in range(connections):
-            connection = socket.create_connection(("127.0.0.1", port), timeout=_GIVE_UP_S)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            caller = _Caller(connection)
-            self._selector.register(connection, selectors.EVENT_READ, caller)
-            self._callers.append(caller)
-
-    def close(self) -> None:
-        """End the connections."""
-        for caller in self._callers:
-            caller.socket.close()
-        self._selector.close()
 
     def closed_loop(self, seconds: float, check: Check | None = None) -> float:
         """Requests answered a second, each connection asking again as soon as it is answered."""
         answered = 0
-        began = time.perf_counter()
-        deadline = began + seconds
-        for caller in self._callers:
-            self._send(caller)
-        under_way = len(self._callers)
-        ended = began
-        while under_way:
-            for caller in self._ready():
-                if (body := caller.take()) is None:
-                    continue
-                if check is not None:
-                    check(body)
-                ended = time.perf_counter()
-                answered += 1
-                if ended < deadline:
-                    self._send(caller)
-                else:
-                    under_way -= 1
+        with self._connected() as callers:
+            began = ended = time.perf_counter()
+            deadline = began + seconds
+            for caller in callers:
+                self._send(caller)
+            under_way = len(callers)
+            while under_way:
+                for caller in self._ready():
+                    if (body := caller.take()) is None:
+                        continue
+                    if check is not None:
+                        check(body)
+                    ended = time.perf_counter()
+                    answered += 1
+                    if ended < deadline:
+                        self._send(caller)
+                    else:
+                        under_way -= 1
         return answered / (ended - began)
 
     def open_loop(self, a_second: float, seconds: float) -> list[float]:
@@ -112,20 +104,36 @@ class Load:
         One that finds every connection busy waits for the first that is not, and its wait counts.
         """
         took: list[float] = []
-        free = deque(self._callers)
-        began = time.perf_counter()
         total, sent = int(a_second * seconds), 0
-        while len(took) < total:
-            now = time.perf_counter()
-            while free and sent < total and began + sent / a_second <= now:
-                self._send(free.popleft(), began + sent / a_second)
-                sent += 1
-            due = began + sent / a_second if sent < total else now + _GIVE_UP_S
-            for caller in self._ready(max(0.0, due - now) if free else _GIVE_UP_S):
-                if caller.take() is not None:
-                    took.append(time.perf_counter() - caller.since)
-                    free.append(caller)
+        with self._connected() as callers:
+            free = deque(callers)
+            began = time.perf_counter()
+            while len(took) < total:
+                now = time.perf_counter()
+                while free and sent < total and began + sent / a_second <= now:
+                    self._send(free.popleft(), began + sent / a_second)
+                    sent += 1
+                due = began + sent / a_second if sent < total else now + _GIVE_UP_S
+                for caller in self._ready(max(0.0, due - now) if free else _GIVE_UP_S):
+                    if caller.take() is not None:
+                        took.append(time.perf_counter() - caller.since)
+                        free.append(caller)
         return took
+
+    @contextmanager
+    def _connected(self) -> Iterator[list[_Caller]]:
+        callers = []
+        try:
+            for _ in range(self._connections):
+                connection = socket.create_connection(("127.0.0.1", self._port), timeout=_GIVE_UP_S)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                callers.append(_Caller(connection))
+                self._selector.register(connection, selectors.EVENT_READ, callers[-1])
+            yield callers
+        finally:
+            for caller in callers:
+                self._selector.unregister(caller.socket)
+                caller.socket.close()
 
     def _send(self, caller: _Caller, since: float = 0.0) -> None:
         caller.since = since
