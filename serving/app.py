@@ -15,7 +15,7 @@ from feature_repo.stores.online import TiffinOnlineStore
 from feature_repo.stores.redis_client import STORE_DOWN, connect_async
 from feature_repo.views import BatchView, StreamView, views_of_service
 from ingestion.log import open_log
-from models.registry import Registry, Watcher
+from models.registry import Watcher, open_registry
 from models.stored import open_stored
 from serving import problems
 from serving.breaker import Breaker
@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     clock = clock_of(settings)
     log = open_log(settings)
     client = connect_async(settings)
-    registry = Registry(settings.data / "models")
+    registry = open_registry(settings)
     drill = settings.clock_start is not None
     budget_s, read_s = settings.budget_ms / 1000, settings.read_timeout_ms / 1000
     reader = FeatureReader(client, store.project, views, ENTITY, clock)

@@ -39,7 +39,7 @@ def model(trained: Trained, files: dict[str, bytes], tmp_path: Path) -> Model:
 
 
 def pair_of(files: dict[str, bytes], threads: int = 1) -> Pair:
-    return Pair(files["median.onnx"], files["p90.onnx"], 7, Runtime(threads=threads))
+    return Pair(merged(files["median.onnx"], files["p90.onnx"]), 7, Runtime(threads=threads))
 
 
 def stored_rows() -> list[list[float | None]]:
@@ -174,6 +174,8 @@ def test_a_provider_that_is_not_built_in_is_refused_by_name() -> None:
     assert CPU in available()
     with pytest.raises(NotAvailable, match=rf"'TpuExecutionProvider' is not in this onnxruntime, which has .*{CPU}"):
         Runtime(("TpuExecutionProvider", CPU))
+    with pytest.raises(NotAvailable, match="names none"):
+        Runtime(())
 
 
 def test_two_threads_score_like_one_but_for_the_order_of_the_sum(files: dict[str, bytes]) -> None:
