@@ -104,7 +104,10 @@ def test_rows_and_single_rows_are_answered_like_a_matrix(model: Model) -> None:
     expected = list(zip(*(scores.tolist() for scores in model.predict(ORDERS.matrix)), strict=True))
     assert model.predict_rows(rows, instants) == expected
     assert [model.predict_rows([row], [at])[0] for row, at in zip(rows, instants, strict=True)] == expected
+    assert [model.predict_one(row, at) for row, at in zip(rows, instants, strict=True)] == expected
     assert model.predict_rows([], []) == []
+    with pytest.raises(ValueError, match="a row is 4 stored features"):
+        model.predict_one(rows[0][:3], instants[0])
     with pytest.raises(ValueError, match="a row is 4 stored features"):
         model.predict_rows([rows[0][:3]], instants[:1])
     with pytest.raises(ValueError, match="a row is 4 stored features"):
@@ -119,6 +122,7 @@ def test_one_row_of_crossed_quantiles_has_p90_at_the_median(
     model = registry.load("eta_streaming", registry.publish(manifest_of(trained, "abc", START), crossed))
     median, p90 = model.predict_rows(stored_rows()[:1], ORDERS.event_ms.tolist()[:1])[0]
     assert median == p90
+    assert model.predict_one(stored_rows()[0], int(ORDERS.event_ms[0])) == (median, p90)
 
 
 def test_threads_that_share_a_model_get_the_answers_of_their_own_rows(model: Model) -> None:
