@@ -113,7 +113,9 @@ def _faster(files: Sequence[bytes], reference: Trained, model: Model) -> Iterato
     yield Variant(FASTER, "one graph, bound (served: one row)", _bound(Pair(graph, width)), size)
     yield Variant(FASTER, "... graph not simplified", Pair(graph, width, Runtime(optimized=False)), size)
     yield Variant(FASTER, "... memory not kept", Pair(graph, width, Runtime(arena=False)), size)
-    yield Variant(FASTER, "... nodes side by side", Pair(graph, width, Runtime(threads=2, parallel=True)), size)
+    yield Variant(
+        FASTER, "... nodes side by side, two threads", Pair(graph, width, Runtime(threads=2, parallel=True)), size
+    )
 
 
 def _smaller(training: Dataset, test: Dataset, reference: Trained, progress: Advance) -> Iterator[Variant]:
