@@ -45,10 +45,10 @@ def measure(bench: Bench, days: int, rows: int) -> list[Measured]:
     folder = registry.root / NAME / model.manifest.version
     orders = city.orders.take(np.linspace(0, len(city.orders) - 1, rows).astype(np.int64))
     values = stored_values(orders, model)
-    instants = orders.event_ms.tolist()
+    instants = [int(orders.event_ms[-1]) + i for i in range(rows)]  # asked one after another, as requests are
     matrix = model.vector.matrix(values, instants)
     sides = {
-        "ours": lambda i: model.predict_rows((values[i],), (instants[i],)),
+        "ours": lambda i: model.predict_one(values[i], instants[i]),
         "bound": _bound(model, matrix),
         "run": _run(model, matrix),
         "run_of_two": _run_of_two([(folder / file).read_bytes() for file in FILES], matrix),

@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     stored_max_age_hours: int = Field(default=48, ge=1, alias="TIFFIN_STORED_MAX_AGE_HOURS")
     """Stored predictions of an older run answer nobody."""
 
+    execution_providers: str = Field(default="CPUExecutionProvider", min_length=1, alias="TIFFIN_EXECUTION_PROVIDERS")
+    """Where onnxruntime scores models, by commas, the preferred one first; see docs/inference.md."""
+
+    model_threads: int = Field(default=1, ge=1, le=256, alias="TIFFIN_MODEL_THREADS")
+    """Threads that share the trees of one call; several add them up in another order, so the last bits differ."""
+
     duckdb_memory: str = Field(default="2GB", alias="TIFFIN_DUCKDB_MEMORY")
     """DuckDB's memory limit; beyond it, it spills to ``data/tmp``."""
 

@@ -17,7 +17,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 SCALE = 1_000_000
 """Values are kept as whole millionths."""
@@ -266,8 +265,12 @@ def read_window(layout: Layout, aggregate: Aggregate, tiles: Iterable[Tiles], in
     return result(aggregate, merged)
 
 
-class Columns(NamedTuple):
-    """The tiles of one entity (and partition) by column: a reader looks at nothing but the end of each."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """The tiles of one entity (and partition) by column: a reader looks at nothing but the end of each.
+
+    Equal to itself alone, so that what was computed of it is found again quickly.
+    """
 
     newest: int
     first: int

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from models.ahead_commands import commands as ahead_commands
+from models.benchmark_commands import commands as benchmark_commands
 from models.proof_commands import commands as proof_commands
 from models.version_commands import commands as version_commands
 
 commands = typer.Typer()
 commands.add_typer(ahead_commands)
 commands.add_typer(proof_commands)
+version_commands.add_typer(benchmark_commands)
 commands.add_typer(version_commands, name="models", help="The versions of the models: which answers, which might.")
 
 _FROM = "history: features as of each order; receipts: as they were served, of orders that were predicted for"

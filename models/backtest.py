@@ -17,7 +17,7 @@ from feature_repo.clock import from_ms, to_ms
 from feature_repo.settings import Settings
 from models.batch_predict import HOURS, instants
 from models.dataset import Dataset, build, dataset_of, entity_rows, vector_of
-from models.registry import Model, Registry
+from models.registry import Model, open_registry
 from models.train import metrics_of
 
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
@@ -44,7 +44,7 @@ def backtest(
 
     Raises NoTrainingRows, ModelBroken, and TrainedSince for a model that was trained on orders of that time.
     """
-    registry = Registry(settings.data / "models")
+    registry = open_registry(settings)
     models = {name: registry.load(name) for name in (STREAMING, BATCH)}
     for model in models.values():
         if model.manifest.trained_ms[1] >= to_ms(since):

@@ -21,7 +21,7 @@ from feature_repo.progress_bar import Advance
 from feature_repo.settings import Settings
 from feature_repo.stores.duckdb_client import connect, literal, parquet_files
 from feature_repo.views import BatchView, View, features_hash, views_of_service
-from models.registry import Model, Registry
+from models.registry import Model, open_registry
 from models.stored import ETA, Run, StoredPredictions
 from models.vector import request_features
 
@@ -102,7 +102,7 @@ def predict_etas(
     if as_of_ms is not None and as_of_ms > present:
         raise ValueError(f"as of {iso(as_of_ms)}: it is {iso(present)}, and what comes is not known yet")
     as_of = (present if as_of_ms is None else as_of_ms) // _HOUR_MS * _HOUR_MS
-    model = Registry(settings.data / "models").load(SERVICE)
+    model = open_registry(settings).load(SERVICE)
     views = views_of_service(store, store.get_feature_service(SERVICE))
     _check(model, views)
     inputs = read_inputs(store, settings, model, [view for view, _ in views], as_of)

@@ -72,7 +72,7 @@ def train_all(
     results = []
     for number, service in enumerate(SERVICES):
         dataset = _dataset(store, settings, service, plan)
-        border = plan.test_from or _default_split(dataset)
+        border = plan.test_from or default_split(dataset)
         training, test = split(dataset, border)
         done = partial(_within, progress, number)
         trained = train(training, test, plan.threads, done)
@@ -121,6 +121,7 @@ def _figures(table: Table, name: str, version: str, trained: Trained, metrics: M
     table.add_row(name, version, str(rows["train"]), str(rows["test"]), *figures)
 
 
-def _default_split(dataset: Dataset) -> datetime:
+def default_split(dataset: Dataset) -> datetime:
+    """Where the last fifth of the time begins."""
     first, last = int(np.min(dataset.event_ms)), int(np.max(dataset.event_ms))
     return from_ms(last) - timedelta(milliseconds=int((last - first) * _TEST_SHARE))

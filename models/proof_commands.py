@@ -97,7 +97,7 @@ def _sources(archive_only: bool) -> "Sources":
     from ingestion.log import open_log
     from models.hindsight.answers import Answers
     from models.hindsight.compare import Sources
-    from models.registry import Registry
+    from models.registry import open_registry
     from models.stored import open_stored
 
     known, reach = definitions_of(open_store(settings())), None
@@ -109,7 +109,7 @@ def _sources(archive_only: bool) -> "Sources":
         with closing(open_log(settings())) as log:
             catch_up(log, settings(), clock_of(settings()), list(ARCHIVED))
     stored = open_stored(settings())
-    return Sources(known, Answers(Registry(settings().data / "models"), stored.eta_of_run), reach)
+    return Sources(known, Answers(open_registry(settings()), stored.eta_of_run), reach)
 
 
 @commands.command()

@@ -22,9 +22,10 @@ import msgspec
 import numpy as np
 import structlog
 
+from feature_repo.settings import Settings
 from feature_repo.stores.durable import sync_folder, write_synced
 from models.model import Manifest, Model
-from models.scoring import Pair, Scorer
+from models.scoring import Pair, Runtime, Scorer, merged
 from models.vector import REQUEST_FEATURES, FeatureVector, Matrix, request_features
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Registry",
     "Scorer",
     "Watcher",
+    "open_registry",
     "request_features",
 ]
 
@@ -68,8 +70,8 @@ class Promotion(msgspec.Struct, frozen=True):
 class Registry:
     """The folder of models, ``<data>/models``."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, runtime: Runtime | None = None) -> None:
+        self.root, self._runtime = root, runtime
 
     def publish(self, manifest: Manifest, files: Mapping[str, bytes]) -> str:
         """Store a version and return it; the manifest's own `version` and `sha256` are filled in here.
@@ -191,7 +193,7 @@ class Registry:
         width = len(FeatureVector(manifest.stored_features).names)
         median, p90 = (_sound(folder / file, manifest.sha256.get(file), width) for file in FILES)
         try:
-            return Model(manifest, Pair(median, p90, width))
+            return Model(manifest, Pair(merged(median, p90), width, self._runtime))
         except Exception as error:  # each is sound by itself; onnxruntime raises its own classes
             raise ModelBroken(folder / FILES[1], f"cannot be scored together with {FILES[0]} ({error})") from None
 
@@ -206,6 +208,13 @@ class Registry:
         if not _NAME.fullmatch(name):
             raise ValueError(f"model name {name!r}: lower-case letters, digits and _ only, since it is a folder's name")
         return self.root / name
+
+
+def open_registry(settings: Settings) -> Registry:
+    """The registry of the repository folder, its models scored as the settings say. Raises NotAvailable."""
+    names = (name.strip() for name in settings.execution_providers.split(","))
+    runtime = Runtime(tuple(name for name in names if name), settings.model_threads)
+    return Registry(settings.data / "models", runtime)
 
 
 class Watcher:

@@ -4,8 +4,10 @@ Both quantiles of a version are scored as one graph, made when it is loaded: a c
 trees of one row do. The published files stay two, each with its checksum, and each node of the graph is one of theirs.
 """
 
+import tempfile
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -36,20 +38,32 @@ class Runtime:
 
     providers: tuple[str, ...] = (CPU,)
     threads: int = 1
+    parallel: bool = False
+    """Nodes of a graph side by side, by `threads` of them."""
+    optimized: bool = True
+    """Graphs are simplified when they are loaded."""
+    arena: bool = True
+    """Memory of a call is kept for the next one."""
 
     def __post_init__(self) -> None:
+        if not self.providers:
+            raise NotAvailable("TIFFIN_EXECUTION_PROVIDERS names none: there is nothing to score models by")
         for provider in self.providers:
             if provider not in available():
                 raise NotAvailable(
-                    f"execution provider {provider!r} is not in this onnxruntime, which has {', '.join(available())}: "
-                    "models would be scored elsewhere than was asked for"
+                    f"TIFFIN_EXECUTION_PROVIDERS: {provider!r} is not in this onnxruntime, which has "
+                    f"{', '.join(available())}: models would be scored elsewhere than was asked for"
                 )
 
     def session(self, onnx_file: bytes) -> onnxruntime.InferenceSession:
         """A session of a file. Raises what onnxruntime does for one that is no model."""
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = self.threads if self.parallel else 1
+        modes, levels = onnxruntime.ExecutionMode, onnxruntime.GraphOptimizationLevel
+        options.execution_mode = modes.ORT_PARALLEL if self.parallel else modes.ORT_SEQUENTIAL
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if self.optimized else levels.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = self.arena
         session = onnxruntime.InferenceSession(onnx_file, options, providers=list(self.providers))
         if missing := [provider for provider in self.providers if provider not in session.get_providers()]:
             _log.warning("execution_provider_did_not_start", missing=missing, used=session.get_providers())
@@ -75,10 +89,10 @@ class Scorer:
 
 
 class Pair:
-    """Both quantiles as one graph: float32 rows of `width` features, scored by one call. Safe to share by threads."""
+    """A graph of two outputs, median and p90: float32 rows of `width` features. Safe to share by threads."""
 
-    def __init__(self, median: bytes, p90: bytes, width: int, runtime: Runtime | None = None) -> None:
-        self.session = (runtime or Runtime()).session(merged(median, p90))
+    def __init__(self, graph: bytes, width: int, runtime: Runtime | None = None) -> None:
+        self.session = (runtime or Runtime()).session(graph)
         self._input = self.session.get_inputs()[0].name
         self._row, self._scores = np.zeros((1, width), np.float32), np.zeros(2, np.float32)
         self._row_bytes, self._score = self._row.data.cast("B"), self._scores.data
@@ -129,6 +143,19 @@ def merged(median: bytes, p90: bytes) -> bytes:
         graph.output.append(own.output[0])
     pair = onnx.ModelProto(ir_version=first.ir_version, opset_import=first.opset_import, graph=graph)
     return pair.SerializeToString()
+
+
+def quantized(onnx_file: bytes) -> bytes:
+    """The same network with weights of 8 bits; what flows between its layers is rounded to 8 bits at each call."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415 # slow, and not for serving
+    from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:
+        full, ready, small = (Path(folder) / f"{name}.onnx" for name in ("full", "ready", "small"))
+        full.write_bytes(onnx_file)
+        quant_pre_process(full, ready, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_dynamic(ready, small, per_channel=True, weight_type=QuantType.QInt8)
+        return small.read_bytes()
 
 
 def _operators(model: onnx.ModelProto) -> dict[str, int]:

@@ -38,8 +38,6 @@ _SEED = 7
 _PARAMETERS = {
     "objective": "quantile",
     "metric": "quantile",  # pinball loss
-    "learning_rate": 0.08,
-    "num_leaves": 15,
     "min_data_in_leaf": 50,  # a 90th percentile of fewer rows is a few orders' bad luck
     "feature_fraction": 0.8,
     "seed": _SEED,
@@ -47,6 +45,15 @@ _PARAMETERS = {
     "force_row_wise": True,  # otherwise LightGBM times both layouts, and picks by the machine's mood
     "verbosity": -1,
 }
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model may be: trees at most, leaves of each, and how far each tree corrects those before it."""
+
+    trees: int = MAX_ROUNDS
+    leaves: int = 15
+    rate: float = 0.08
 
 
 class TooFewRows(ValueError):
@@ -73,7 +80,13 @@ class Trained:
     bins: Mapping[str, Bins]
 
 
-def train(training: Dataset, test: Dataset, threads: int = 1, progress: Advance = lambda done, total: None) -> Trained:
+def train(
+    training: Dataset,
+    test: Dataset,
+    threads: int = 1,
+    progress: Advance = lambda done, total: None,
+    size: Size | None = None,
+) -> Trained:
     """Fit both quantiles on `training` and measure them on `test`; `threads` 0 means one a core.
 
     `progress` is told how much of the work is done.
@@ -92,7 +105,7 @@ def train(training: Dataset, test: Dataset, threads: int = 1, progress: Advance 
     if len(training) > MAX_ROWS:
         training = training.take(np.linspace(0, len(training) - 1, MAX_ROWS).astype(np.int64))
     boosters = {
-        name: _fit(training, alpha, threads, partial(_within, progress, number))
+        name: _fit(training, alpha, threads, partial(_within, progress, number), size or Size())
         for number, (name, alpha) in enumerate(QUANTILES.items())
     }
     median, p90 = (np.asarray(booster.predict(test.matrix), dtype=np.float64) for booster in boosters.values())
@@ -126,16 +139,17 @@ def _within(progress: Advance, number: int, share: float) -> None:
     progress(number + share, len(QUANTILES))
 
 
-def _fit(training: Dataset, alpha: float, threads: int, tell: Callable[[float], None]) -> Booster:
-    parameters = {**_PARAMETERS, "alpha": alpha, "num_threads": threads}
+def _fit(training: Dataset, alpha: float, threads: int, tell: Callable[[float], None], size: Size) -> Booster:
+    shape = {"num_leaves": size.leaves, "learning_rate": size.rate}
+    parameters = {**_PARAMETERS, **shape, "alpha": alpha, "num_threads": threads}
     matrix, border = _with_gaps(training), _border(training)
     early, late = (
         _lightgbm_set(training, matrix, slice(0, border)),
         _lightgbm_set(training, matrix, slice(border, None)),
     )
     stopping = lightgbm.early_stopping(PATIENCE, verbose=False)
-    searching: list[Callable[..., object]] = [stopping, lambda now: tell(0.5 * now.iteration / MAX_ROUNDS)]
-    rounds = lightgbm.train(parameters, early, MAX_ROUNDS, valid_sets=[late], callbacks=searching).best_iteration
+    searching: list[Callable[..., object]] = [stopping, lambda now: tell(0.5 * now.iteration / size.trees)]
+    rounds = lightgbm.train(parameters, early, size.trees, valid_sets=[late], callbacks=searching).best_iteration
     fitting = [lambda now: tell(0.5 + 0.5 * now.iteration / rounds)]
     whole = _lightgbm_set(training, matrix, slice(None))
     return float32_thresholds(lightgbm.train(parameters, whole, rounds, callbacks=fitting))

@@ -114,7 +114,7 @@ class FeatureVector:
         another number of instants than of rows.
         """
         count, width = len(rows), len(self.stored)
-        if len(instants_ms) != count or any(len(row) != width for row in rows):
+        if len(instants_ms) != count or not set(map(len, rows)) <= {width}:
             raise ValueError(
                 f"{count} rows of {sorted({len(row) for row in rows})} values, {len(instants_ms)} instants: a row is "
                 f"{width} stored features and one instant, others would be read as other features"

@@ -16,13 +16,14 @@ from feature_repo.stores.redis_client import STORE_DOWN, connect_async
 from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.views import BatchView, StreamView, views_of_service
 from ingestion.log import open_log
-from models.registry import Registry, Watcher
+from models.registry import Watcher, open_registry
 from models.stored import open_stored
 from serving import problems
 from serving.breaker import Breaker
 from serving.eta_api import eta_routes
 from serving.events_api import EventIntake, events_router
 from serving.feast_api import feast_router, refresh_registry
+from serving.front_door import FrontDoor
 from serving.health import health_router
 from serving.ladder import Ladder
 from serving.measured import Measured
@@ -46,19 +47,16 @@ MODELS = {Mode.STREAMING: "eta_streaming", Mode.BATCH_FEATURES: "eta_batch"}
 logger = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> FrontDoor:
     """The app. Raises, at start-up, what is wrong with the registry: better no server than one that serves nonsense."""
     store = open_store(settings)
     views = views_of_service(store, store.get_feature_service(SERVICE))
     streams: list[StreamView] = [view for view, _ in views if not isinstance(view, BatchView)]
     clock = clock_of(settings)
     log = open_log(settings)
-    client, pipe, vectors_pipe = (
-        connect_async(settings),
-        RedisPipe(connect_async(settings)),
-        RedisPipe(connect_async(settings)),
-    )
-    registry = Registry(settings.data / "models")
+    client = connect_async(settings)
+    pipe, vectors_pipe = (RedisPipe(connect_async(settings)) for _ in range(2))
+    registry = open_registry(settings)
     drill = settings.clock_start is not None
     budget_s, read_s = settings.budget_ms / 1000, settings.read_timeout_ms / 1000
     reader = FeatureReader(pipe, store.project, views, ENTITY, clock)
@@ -111,4 +109,4 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(feast_router(store, online, intake))
     app.include_router(health_router(client, store.project, streams, predictor, stored, lags, clock))
 
-    return app
+    return FrontDoor(app)

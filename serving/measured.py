@@ -1,4 +1,4 @@
-"""The outermost layer of the server: counts requests and their time, and answers what failed by a fault of ours."""
+"""The outermost layer of the app: counts requests and their time, and answers what failed by a fault of ours."""
 
 import time
 from functools import lru_cache
@@ -39,8 +39,13 @@ class Measured:
         if not status:  # nobody waits for the answer any more
             return
         path = getattr(scope.get("route"), "path", "unknown")  # the pattern, so that ids make no labels
-        _counter(path, status).inc()
-        _timer(path).observe(time.perf_counter() - start)
+        count(path, status, start)
+
+
+def count(path: str, status: int, start: float) -> None:
+    """Count an answer to a route's path that was begun at `start` (`perf_counter`)."""
+    _counter(path, status).inc()
+    _timer(path).observe(time.perf_counter() - start)
 
 
 @lru_cache

@@ -64,6 +64,11 @@ def invalid(error: ValidationError | RequestValidationError) -> Problem:
     return Problem(422, "Invalid request", detail, errors=errors)
 
 
+def refusal(problem: Problem) -> JSONResponse:
+    """The answer that a problem is."""
+    return problem_response(problem.status, problem.title, problem.detail, problem.extra)
+
+
 def undecodable(document: bytes, error: Exception) -> Problem:
     """What was wrong with a JSON document that was to be decoded: the field, its value and why."""
     reason, _, path = str(error).partition(" - at `$")
@@ -100,7 +105,7 @@ def install(app: FastAPI) -> None:
 
     async def problem(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Problem)
-        return problem_response(error.status, error.title, error.detail, error.extra)
+        return refusal(error)
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import uvicorn
-from fastapi import FastAPI
 from feast import FeatureStore
 from pydantic import SecretStr
 
@@ -43,6 +42,7 @@ from models.registry import Registry
 from models.train import train
 from models.vector import REQUEST_FEATURES, request_features
 from serving.app import create_app
+from serving.front_door import FrontDoor
 from tests.event_log_tools import from_begin
 from tests.repo import DEADLINE_S, MINUTE, REPO_FOLDER, START, FakeClock, drain, quietly, wait_for
 
@@ -233,7 +233,7 @@ def running(base: Path, home: Path) -> Iterator[Stack]:
         yield Stack(settings, store, views, clock, url, http, redis, log, server, worker)
 
 
-def app_on(settings: Settings, clock: Clock) -> FastAPI:
+def app_on(settings: Settings, clock: Clock) -> FrontDoor:
     """The app of the settings, on a clock that the test moves."""
     with pytest.MonkeyPatch.context() as patch, quietly():
         patch.setattr("serving.app.clock_of", lambda settings: clock)
@@ -241,7 +241,7 @@ def app_on(settings: Settings, clock: Clock) -> FastAPI:
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: FrontDoor) -> Iterator[str]:
     """The address of a server of the app, in a thread; it is shut down as by SIGTERM."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none", access_log=False)
     server = uvicorn.Server(config)

@@ -39,7 +39,7 @@ def model(trained: Trained, files: dict[str, bytes], tmp_path: Path) -> Model:
 
 
 def pair_of(files: dict[str, bytes], threads: int = 1) -> Pair:
-    return Pair(files["median.onnx"], files["p90.onnx"], 7, Runtime(threads=threads))
+    return Pair(merged(files["median.onnx"], files["p90.onnx"]), 7, Runtime(threads=threads))
 
 
 def stored_rows() -> list[list[float | None]]:
@@ -104,7 +104,10 @@ def test_rows_and_single_rows_are_answered_like_a_matrix(model: Model) -> None:
     expected = list(zip(*(scores.tolist() for scores in model.predict(ORDERS.matrix)), strict=True))
     assert model.predict_rows(rows, instants) == expected
     assert [model.predict_rows([row], [at])[0] for row, at in zip(rows, instants, strict=True)] == expected
+    assert [model.predict_one(row, at) for row, at in zip(rows, instants, strict=True)] == expected
     assert model.predict_rows([], []) == []
+    with pytest.raises(ValueError, match="a row is 4 stored features"):
+        model.predict_one(rows[0][:3], instants[0])
     with pytest.raises(ValueError, match="a row is 4 stored features"):
         model.predict_rows([rows[0][:3]], instants[:1])
     with pytest.raises(ValueError, match="a row is 4 stored features"):
@@ -119,6 +122,7 @@ def test_one_row_of_crossed_quantiles_has_p90_at_the_median(
     model = registry.load("eta_streaming", registry.publish(manifest_of(trained, "abc", START), crossed))
     median, p90 = model.predict_rows(stored_rows()[:1], ORDERS.event_ms.tolist()[:1])[0]
     assert median == p90
+    assert model.predict_one(stored_rows()[0], int(ORDERS.event_ms[0])) == (median, p90)
 
 
 def test_threads_that_share_a_model_get_the_answers_of_their_own_rows(model: Model) -> None:
@@ -174,6 +178,8 @@ def test_a_provider_that_is_not_built_in_is_refused_by_name() -> None:
     assert CPU in available()
     with pytest.raises(NotAvailable, match=rf"'TpuExecutionProvider' is not in this onnxruntime, which has .*{CPU}"):
         Runtime(("TpuExecutionProvider", CPU))
+    with pytest.raises(NotAvailable, match="names none"):
+        Runtime(())
 
 
 def test_two_threads_score_like_one_but_for_the_order_of_the_sum(files: dict[str, bytes]) -> None:

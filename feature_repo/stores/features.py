@@ -13,7 +13,7 @@ from feature_repo.stores import tile_codec
 from feature_repo.stores.progress import Progress, TopicProgress
 from feature_repo.stores.values import Form, stamp_ms
 from feature_repo.views import BatchView, PresenceView, StreamView, View, WindowView
-from feature_repo.windows import Aggregate, Columns, floor_hop, window_reader
+from feature_repo.windows import Aggregate, Columns, Number, floor_hop, window_reader
 
 
 class Status(IntEnum):
@@ -40,7 +40,9 @@ Tiles = list[Columns] | None
 """The tiles of an entity, a partition each; None if they cannot be trusted."""
 
 FIELDS_REMEMBERED = 2048
-"""Of so many fields of a view it is remembered what their bytes say: the busiest entities are read all the time."""
+"""Of so many fields of a view it is remembered what their bytes say, and of so many sets of them what windows hold.
+
+The busiest entities are read all the time."""
 
 
 def window_start(view: WindowView, aggregate: Aggregate, instant: int) -> int:
@@ -130,6 +132,7 @@ class WindowDecoder(Decoder):
         ]
         # By the bytes themselves, which were read just now: what is remembered cannot be out of date.
         self._unpacked = lru_cache(FIELDS_REMEMBERED)(self._unpack)
+        self._values = lru_cache(FIELDS_REMEMBERED)(self._read)
 
     def tiles(self, known: Sequence[Progress | None], reply: Sequence[bytes | None]) -> Tiles:
         """The tiles of an entity, from its field of each partition, whose progress is `known`.
@@ -165,26 +168,31 @@ class WindowDecoder(Decoder):
         starts = [window_start(view, aggregate, instant) for aggregate, _, _ in self._features]
         outside = self._all(OUTSIDE_MAX_AGE, known_until)
         windows = [
-            (read, kind, start, reading.fresh(view, start), late)
-            for (_, read, kind), start, late in zip(self._features, starts, outside, strict=True)
+            (kind, start, reading.fresh(view, start), late)
+            for (_, _, kind), start, late in zip(self._features, starts, outside, strict=True)
         ]
+        hop = instant // view.layout.hop
         rows = []
         for tiles in found:
             if tiles is None:
                 rows.append(outside)
                 continue
-            newest = max([one.newest for one in tiles], default=None)
+            newest, values = self._values(hop, *tiles)
             features = []
-            for read, kind, start, fresh, late in windows:
+            for value, (kind, start, fresh, late) in zip(values, windows, strict=True):
                 if not fresh:
                     features.append(late)
                     continue
-                value = read(tiles, instant)
                 # A window without events speaks of the instant up to which silence is known.
                 spoken_of = newest if newest is not None and newest >= start else known_until
                 features.append(Feature(computed(kind, value), NULL_VALUE if value is None else PRESENT, spoken_of))
             rows.append(features)
         return rows
+
+    def _read(self, hop: int, *tiles: Columns) -> tuple[int | None, list[Number | None]]:
+        """The newest event time of tiles, and what each window holds at any instant of a hop."""
+        instant = hop * self.stream.layout.hop
+        return max([one.newest for one in tiles], default=None), [read(tiles, instant) for _, read, _ in self._features]
 
 
 class PresenceDecoder(Decoder):
