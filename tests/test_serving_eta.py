@@ -307,6 +307,20 @@ def test_a_model_of_other_definitions_is_not_used_and_says_so(stack: Stack) -> N
     assert "train again" in ready_checks(stack, 503)["model:streaming"]["reason"]
 
 
+def test_a_restaurant_that_moved_is_read_by_its_new_zone_at_once(stack: Stack) -> None:
+    """Its zone is remembered from read to read, and yet never believed."""
+    stack.push("order_placed", *(stack.order(1, zone_id=1) for _ in range(3)), stack.order(3))
+    stack.fold()
+    assert stack.value(ZONE_ORDERS_10M, 1) == stack.value(ZONE_ORDERS_10M, 1) == 3
+    stack.clock.now += MINUTE
+    write_batch(stack.redis, stack.store, stack.clock.now, {1: 2})
+    stack.fold()
+    assert stack.value(ZONE_ORDERS_10M, 1) == 1
+    assert stack.value("restaurant_profile__zone_id", 1) == 2
+    (outcome,) = stack.post("/v1/eta/batch", {"orders": [{"restaurant_id": 1, "zone_id": 1}]}).json()["outcomes"]
+    assert outcome["eta"]["features"][ZONE_ORDERS_10M]["value"] == 3, "a zone that is given is what is asked for"
+
+
 def test_a_change_over_leaves_no_judgement_of_what_was_served_before(stack: Stack) -> None:
     assert stack.eta(1)["mode"] == "streaming"
     views = views_of_service(stack.store, stack.store.get_feature_service("eta_streaming"))

@@ -1,6 +1,7 @@
 """The bytes of tiles: they come back as they went, and bytes that are none of ours are refused as such."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,17 +10,18 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from feature_repo.stores import tile_codec
-from feature_repo.stores.tile_codec import CorruptField, Header, pack, unpack, unpack_header
-from feature_repo.windows import FUNCTIONS, Aggregate, Layout, PartValue, Tiles
+from feature_repo.stores.tile_codec import CorruptField, Header, pack, unpack, unpack_columns, unpack_header
+from feature_repo.windows import FUNCTIONS, Aggregate, Layout, PartValue, Tiles, read_window, window_reader
 
 HOP = 60_000
 PARTITION = 3
-LAYOUTS = {
-    "every part": Layout.of(HOP, [Aggregate(f, c, f, 30 * HOP) for f in FUNCTIONS for c in ("a", "b")]),
-    "counts alone": Layout.of(HOP, [Aggregate("n", "a", "count", 30 * HOP)]),
-    "no wide column": Layout.of(HOP, [Aggregate(f, "a", f, 30 * HOP) for f in ("mean", "min", "last")]),
-    "sets": Layout.of(HOP, [Aggregate(f, "a", f, 30 * HOP) for f in ("count_distinct", "std")]),
+AGGREGATES = {
+    "every part": [Aggregate(f, c, f, 30 * HOP) for f in FUNCTIONS for c in ("a", "b")],
+    "counts alone": [Aggregate("n", "a", "count", 30 * HOP)],
+    "no wide column": [Aggregate(f, "a", f, 30 * HOP) for f in ("mean", "min", "last")],
+    "sets": [Aggregate(f, "a", f, 30 * HOP) for f in ("count_distinct", "std")],
 }
+LAYOUTS = {name: Layout.of(HOP, aggregates) for name, aggregates in AGGREGATES.items()}
 
 whole = st.one_of(st.integers(0, 300), st.integers(-(2**63), 2**63 - 1))
 moment = st.integers(-(2**62), 2**62)
@@ -54,6 +56,24 @@ def test_tiles_come_back_as_they_went(name: str, data: st.DataObject, epoch: int
     packed = pack(Header(epoch, offset), layout, tiles)
     assert unpack_header(packed) == Header(epoch, offset)
     assert unpack(layout, PARTITION, packed) == tiles
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@examples(max_examples=60, deadline=None)
+@given(data=st.data(), ahead=st.integers(0, 40 * HOP))
+def test_windows_are_the_same_of_columns_as_of_tiles(name: str, data: st.DataObject, ahead: int) -> None:
+    layout = LAYOUTS[name]
+    found = [data.draw(tile_sets(layout)) for _ in range(data.draw(st.integers(0, 3)))]
+    columns = [unpack_columns(layout, PARTITION, pack(Header(1, 2), layout, tiles)) for tiles in found]
+    newest = [max(tiles.by_hop) * HOP for tiles in found]
+    instant = max(newest, default=0) + ahead
+    for aggregate in AGGREGATES[name]:
+        if aggregate.function == "std":  # there are no numbers with such a sum and such squares
+            continue
+        for hops in (1, 7, 30):
+            shorter = replace(aggregate, window=hops * HOP)
+            read = window_reader(layout, shorter)
+            assert read(columns, instant) == read_window(layout, shorter, found, instant)
 
 
 @pytest.mark.parametrize("count", [1, 31])

@@ -115,12 +115,12 @@ def native(data: bytes) -> Any:
     tag = data[0] if data else 0
     if tag == _DOUBLE_TAG and len(data) == _DOUBLE_BYTES:
         return _DOUBLE.unpack_from(data, 1)[0]
-    if tag == _INT64_TAG:
+    if tag == _INT64_TAG and 1 < len(data) <= _VARINT_BYTES:
         value = shift = 0
         for byte in data[1:]:
             value |= (byte & 0x7F) << shift
             shift += 7
-        if len(data) <= _VARINT_BYTES and byte < 0x80:
+        if byte < 0x80:
             return value - 2**64 if value >= 2**63 else value
     return from_proto(Value.FromString(data))
 
