@@ -85,11 +85,18 @@ class Bench:
 
     folder: Path
     quick: bool = False
+    tiny: bool = False
+    """For tests: once, for a moment. Nothing can be read off its figures."""
 
     @property
     def rounds(self) -> int:
         """How often each side is measured."""
-        return 3 if self.quick else 7
+        return 1 if self.tiny else 3 if self.quick else 7
+
+    @property
+    def seconds(self) -> float:
+        """For how long a rate is measured each time."""
+        return 0.3 if self.tiny else 2.0 if self.quick else 5.0
 
     def interleaved(self, **sides: Callable[[], float]) -> dict[str, list[float]]:
         """A sample a round of each side, one after the other, in turn from the first and from the last."""

@@ -11,6 +11,7 @@ from statistics import median, quantiles
 
 import httpx
 
+from benchmarks.events import Town
 from benchmarks.feast_side import SERVICE, FeastSide, OtherValues, feast_side
 from benchmarks.figures import Bench, Measured, Side
 from benchmarks.load import Load, request
@@ -33,10 +34,13 @@ class NotAsMeant(RuntimeError):
     """An answer that would flatter the figure."""
 
 
-def run(bench: Bench) -> list[Measured]:
+def run(bench: Bench, town: Town = TOWN, kafka: bool = True) -> list[Measured]:
     """The four figures, all sides by turns in one run."""
-    ids = random.Random(3).sample(range(1, TOWN.restaurants + 1), TOWN.restaurants)
-    with made(bench.folder / "world") as world, feast_side(world, bench.folder / "feast", ids) as plain:
+    ids = random.Random(3).sample(range(1, town.restaurants + 1), town.restaurants)
+    with (
+        made(bench.folder / "world", town, kafka=kafka) as world,
+        feast_side(world, bench.folder / "feast", ids) as plain,
+    ):
         ours = world.server()
         with plain.serving() as feast, _echo(bench) as echo:
             _same_values(ours, feast, plain, ids[:50])
@@ -47,8 +51,7 @@ def run(bench: Bench) -> list[Measured]:
 
 
 def _rates(bench: Bench, plain: FeastSide, ids: Sequence[int], ours: int, feast: int, echo: int) -> list[Measured]:
-    seconds = 2.0 if bench.quick else 5.0
-    features = len(plain.names)
+    seconds, features = bench.seconds, len(plain.names)
     asked = [ids[i % len(ids)] for i in range(_REQUESTS)]
     of_ours = [request("/v1/eta", json.dumps({"restaurant_id": i}).encode()) for i in asked]
     of_echo = [request("/echo", json.dumps({"restaurant_id": i}).encode()) for i in asked]
@@ -94,7 +97,7 @@ def _rates(bench: Bench, plain: FeastSide, ids: Sequence[int], ours: int, feast:
 def _batches(bench: Bench, plain: FeastSide, ids: Sequence[int], port: int) -> Measured:
     dice = random.Random(5)
     service = plain.store.get_feature_service(SERVICE)
-    times = 20 if bench.quick else 60
+    times = 5 if bench.tiny else 20 if bench.quick else 60
     drawn = [dice.sample(list(ids), BATCH) for _ in range(times)]
     bodies = [
         request("/v1/eta/batch", json.dumps({"orders": [{"restaurant_id": i} for i in some]}).encode())

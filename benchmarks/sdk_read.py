@@ -10,6 +10,7 @@ from statistics import median
 
 from feast import FeatureService, FeatureStore
 
+from benchmarks.events import Town
 from benchmarks.feast_side import SERVICE, feast_side
 from benchmarks.figures import Bench, Measured, Side
 from benchmarks.world import TOWN, World, made
@@ -22,12 +23,12 @@ Rows = list[dict[str, int]]
 Read = Callable[[Rows], object]
 
 
-def run(bench: Bench) -> list[Measured]:
+def run(bench: Bench, town: Town = TOWN) -> list[Measured]:
     """Of 1 and of 100 rows, with and without `to_dict`: the lower ratio of the two counts."""
     dice = random.Random(4)
-    ids = dice.sample(range(1, TOWN.restaurants + 1), TOWN.restaurants)
+    ids = dice.sample(range(1, town.restaurants + 1), town.restaurants)
     with (
-        made(bench.folder / "world", kafka=False) as world,
+        made(bench.folder / "world", town, kafka=False) as world,
         feast_side(world, bench.folder / "feast", ids) as plain,
         _as_settings(world),
     ):
@@ -36,7 +37,8 @@ def run(bench: Bench) -> list[Measured]:
         found = []
         for count, times in _ROWS.items():
             drawn = [
-                [{"restaurant_id": i, "zone_id": plain.zones[i]} for i in dice.sample(ids, count)] for _ in range(times)
+                [{"restaurant_id": i, "zone_id": plain.zones[i]} for i in dice.sample(ids, count)]
+                for _ in range(3 if bench.tiny else times)
             ]
             found.append(_measured(bench, count, drawn, sides))
     return found

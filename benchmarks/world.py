@@ -42,6 +42,7 @@ PARTITIONS = 4
 _TRAINED_ON = 20_000
 _MINUTE_MS = 60_000
 _READY_S = 120.0
+_LATELY_MS = 3000
 
 
 @dataclass
@@ -83,11 +84,12 @@ class World:
         return port
 
     def caught_up(self) -> bool:
-        """Whether the worker has folded everything that was published when the world was made."""
-        store = open_stream_store(self.settings, self.store.project)
+        """Whether the worker has folded everything that was published when the world was made, and says so by now."""
+        store, lately = open_stream_store(self.settings, self.store.project), wall_clock() - _LATELY_MS
         return all(
             (found := store.progress(topic, partition, view.tiles_hash)) is not None
             and found.offset >= self.published[TopicPartition(topic, partition)]
+            and found.complete_until >= lately
             for view in stream_views(self.store.list_stream_feature_views())
             for topic in view.topics
             for partition in range(PARTITIONS)
