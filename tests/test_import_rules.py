@@ -116,6 +116,10 @@ def test_the_web_framework_stays_in_serving() -> None:
 
 def test_windows_know_no_clock_no_client_and_no_feast() -> None:
     assert imports_of("feature_repo.windows") <= {
+        "bisect",
+        "bisect.bisect_left",
+        "functools",
+        "functools.cached_property",
         "math",
         "collections.abc",
         "collections.abc.Iterable",
