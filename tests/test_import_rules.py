@@ -118,15 +118,16 @@ def test_windows_know_no_clock_no_client_and_no_feast() -> None:
     assert imports_of("feature_repo.windows") <= {
         "bisect",
         "bisect.bisect_left",
-        "functools",
-        "functools.cached_property",
-        "math",
         "collections.abc",
+        "collections.abc.Callable",
         "collections.abc.Iterable",
         "collections.abc.Sequence",
         "dataclasses",
         "dataclasses.dataclass",
         "dataclasses.field",
+        "functools",
+        "functools.cached_property",
+        "math",
     }
 
 
