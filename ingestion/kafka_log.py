@@ -35,6 +35,13 @@ _CLIENT = {
     "request_timeout_ms": _ANSWER_MS,
     "reconnect_backoff_max_ms": 1_000,  # a broker that comes back is found within a second
 }
+FETCHING = {
+    "isolation_level": "read_committed",  # others may write here in transactions
+    "fetch_max_wait_ms": 50,
+    "max_poll_records": 5_000,
+    "metrics_enabled": False,
+}
+"""How consumers read, in the client's own terms."""
 
 
 @contextmanager
@@ -172,13 +179,10 @@ class KafkaLog:
                 auto_offset_reset="none",
                 enable_auto_commit=False,
                 allow_auto_create_topics=False,
-                isolation_level="read_committed",  # others may write here in transactions
-                fetch_max_wait_ms=50,
-                max_poll_records=5_000,
+                **FETCHING,
                 session_timeout_ms=self._session_timeout_ms,
                 heartbeat_interval_ms=self._session_timeout_ms // 4,
                 partition_assignment_strategy=[RoundRobinPartitionAssignor],  # even over topics with few partitions
-                metrics_enabled=False,
             )
         return KafkaLogConsumer(client, self._prefix, every, group, start_at, released)
 
