@@ -1,5 +1,6 @@
 """One partition in a worker's hands: how far each view is folded, where to go on, and when to fold anew."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from feature_repo.stores.stream_store import SeenPlace, StreamStore, Swap
 from feature_repo.views import PresenceView, StreamView
 from feature_repo.windows import MAX_AHEAD_MS
 from ingestion.archive_reader import Archived, ArchivedLog
-from ingestion.folding import FieldCache, LostPartition
+from ingestion.folding import FieldCache, LostPartition, Placed
 from ingestion.log import EventLog, TopicPartition
 from ingestion.seen import BUCKET_MS, SeenIds
 
@@ -51,7 +52,7 @@ class Partition:
     archived_to: int
     """Where the log goes on from there."""
     cache: FieldCache = field(default_factory=lambda: FieldCache(CACHED_FIELDS))
-    _new_ids: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    _new_ids: defaultdict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def start(self) -> int:
@@ -75,18 +76,23 @@ class Partition:
                 fold.offset = offset
                 fold.complete_until = max(fold.complete_until, complete_until)
 
-    def is_repeat(self, hashed: int, offset: int, time: int) -> bool:
-        """Whether an event repeats one of a lower offset; an event that does not is noted for `store_seen`."""
-        if self.seen.is_repeat(hashed, offset, time):
-            return True
-        self._new_ids.setdefault(time // BUCKET_MS, []).append((hashed, offset))
-        return False
+    def fresh(self, events: Sequence[Placed]) -> list[Placed]:
+        """The events that do not repeat one of a lower offset; they are noted for `store_seen`."""
+        found: list[Placed] = []
+        is_repeat, new_ids = self.seen.is_repeat, self._new_ids
+        for placed in events:
+            offset, (_, event_id, time, _) = placed
+            hashed = digest(event_id)
+            if not is_repeat(hashed, offset, time):
+                new_ids[time // BUCKET_MS].append((hashed, offset))
+                found.append(placed)
+        return found
 
     def store_seen(self, store: StreamStore) -> None:
         """Write the ids noted since the last call, before any progress speaks for them, and drop old ones."""
         if self._new_ids:
             store.note_seen(self.place, self._new_ids, expires_s=self.seen.expires_s)
-            self._new_ids = {}
+            self._new_ids = defaultdict(list)
         gone = self.seen.prune()
         if not self.place.side:  # the others rely on longer reaches, maybe
             store.forget_seen(self.place, gone)

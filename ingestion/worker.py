@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 import structlog
 
 from feature_repo.clock import Clock
-from feature_repo.stores.progress import digest
 from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.stores.tile_codec import CorruptField
@@ -19,7 +18,7 @@ from feature_repo.views import StreamView
 from ingestion.archive_reader import Archived, ArchivedLog
 from ingestion.dead_letters import dead_letter
 from ingestion.definition_checks import check_views
-from ingestion.events import DEAD_LETTERS, BadEvent, Event, parse
+from ingestion.events import DEAD_LETTERS, BadEvent, parse
 from ingestion.folding import Folder, LostPartition, Placed, folder_of
 from ingestion.log import EventLog, LogConsumer, LogUnavailable, Message, PositionGone, Record, TopicPartition
 from ingestion.partitions import Partition, PartitionOpener
@@ -214,7 +213,7 @@ class Worker:
         for held in [held for held in self._held.values() if held.archived is not None]:
             chunk: list[Archived] | None = next(held.archived, None) if held.archived else None
             if chunk:
-                events = [(offset, event) for offset, _, event in chunk if not self._repeats(held, offset, event)]
+                events = [(offset, event) for offset, _, event in chunk]
                 self._fold(held, events, chunk[-1].offset + 1, chunk[-1].append_ms)
                 count += len(chunk)
             elif chunk is None:
@@ -226,32 +225,29 @@ class Worker:
     def _fold_records(self, held: Partition, batch: Sequence[Record]) -> None:
         events: list[Placed] = []
         dead: list[Message] = []
+        start = held.offset
         for record in batch:
-            if record.offset < held.offset:
+            topic, _, offset, append_ms, _, value = record
+            if offset < start:
                 continue
             try:
-                event = parse(record.topic, record.value, record.append_ms)
+                events.append((offset, parse(topic, value, append_ms)))
             except BadEvent as error:
                 dead.append(dead_letter(record, error))
-                continue
-            if not self._repeats(held, record.offset, event):
-                events.append((record.offset, event))
         if dead and not self.side:
             self.log.publish(DEAD_LETTERS, dead)
         self.counts.dead += len(dead)
         # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
         self._fold(held, events, batch[-1].offset + 1, min(batch[-1].append_ms, self.clock()))
 
-    def _repeats(self, held: Partition, offset: int, event: Event) -> bool:
-        repeats = held.is_repeat(digest(event.event_id), offset, event.time)
-        self.counts.repeats += repeats
-        return repeats
-
     def _fold(self, held: Partition, events: Sequence[Placed], end: int, complete_until: int) -> None:
         """Fold events, all that there are below the offset `end`; then say so, on the same run of the server."""
+        given, events = events, held.fresh(events)
+        self.counts.repeats += len(given) - len(events)
         with self.store.run.unbroken():
             for fold in held.folds:
-                new = [placed for placed in events if placed[0] >= fold.offset]
+                ahead = bool(events) and events[0][0] < fold.offset
+                new = [placed for placed in events if placed[0] >= fold.offset] if ahead else events
                 try:
                     folder = self._folders[fold.view.tiles_hash]
                     self.counts.late += folder.fold(held.where.partition, fold.stored, held.cache, new)

@@ -3,16 +3,17 @@ below 2**53 only: Lua's numbers lose 64-bit values, so offsets and versions are 
 """
 
 FENCED_WRITE = """
--- KEYS[1] an entity; ARGV: field, the 16 header bytes it was folded from ('' for none), new value; and so on.
+-- KEYS: entities; ARGV: of each a field, the 16 header bytes it was folded from ('' for none), and its new value.
 -- Answers 1 a field that was written, 0 a field that holds something else by now.
 local answers = {}
-for i = 1, #ARGV, 3 do
-  local stored = redis.call('HGET', KEYS[1], ARGV[i])
-  if (stored and string.sub(stored, 1, 16) or '') == ARGV[i + 1] then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
-    answers[#answers + 1] = 1
+for k = 1, #KEYS do
+  local at = 3 * k - 2
+  local stored = redis.call('HGET', KEYS[k], ARGV[at])
+  if (stored and string.sub(stored, 1, 16) or '') == ARGV[at + 1] then
+    redis.call('HSET', KEYS[k], ARGV[at], ARGV[at + 2])
+    answers[k] = 1
   else
-    answers[#answers + 1] = 0
+    answers[k] = 0
   end
 end
 return answers

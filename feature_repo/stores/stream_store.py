@@ -6,7 +6,7 @@ Used by what writes: workers, a backfill, the parity run. Holds no state: what a
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from feature_repo.settings import Settings
@@ -21,6 +21,7 @@ _REGISTER = struct.Struct(">QIQQ")
 _BIAS = 2**63
 _PRESENCE_CHUNK = 500  # events a script call: Redis answers nobody else meanwhile
 _SCAN_CHUNK = 1000
+_WRITE_CHUNK = 200
 
 
 class FieldWrite(NamedTuple):
@@ -68,8 +69,6 @@ class StreamStore:
     def __init__(self, client: Redis, project: str, run: ServerRun | None = None) -> None:
         self._client, self.project = client, project
         self.run = run or ServerRun()
-        self._fenced_write = client.register_script(scripts.FENCED_WRITE)
-        self._swap_field = client.register_script(scripts.SWAP_FIELD)
         self._replace_hash = client.register_script(scripts.REPLACE_HASH)
         self._presence_apply = client.register_script(scripts.PRESENCE_APPLY)
         self._presence_purge = client.register_script(scripts.PRESENCE_PURGE)
@@ -104,7 +103,7 @@ class StreamStore:
         for swap in swaps:
             expected = swap.expected.pack() if swap.expected else b""
             args = [layout.progress_field(swap.tiles_hash, partition), expected, swap.new.pack()]
-            self._swap_field(keys=[key], args=args, client=pipe)
+            pipe.eval(scripts.SWAP_FIELD, 1, key, *args)  # type: ignore[no-untyped-call]
         answers = pipe.execute()
         return [None if done else Progress.unpack(stored[0]) if stored[0] else _NOTHING for done, *stored in answers]
 
@@ -128,16 +127,18 @@ class StreamStore:
     def write_fields(self, writes: Sequence[FieldWrite]) -> list[bool]:
         """Write each field unless its header changed meanwhile: which were written."""
         pipe = self._client.pipeline(transaction=False)
-        for write in writes:
-            self._fenced_write(keys=[write.key], args=[write.field, write.expected, write.value], client=pipe)
-        return [bool(answer[0]) for answer in pipe.execute()]
+        for at in range(0, len(writes), _WRITE_CHUNK):
+            chunk = writes[at : at + _WRITE_CHUNK]
+            args = [word for write in chunk for word in write[1:]]
+            pipe.eval(scripts.FENCED_WRITE, len(chunk), *[write.key for write in chunk], *args)  # type: ignore[no-untyped-call]
+        return [bool(answer) for answers in pipe.execute() for answer in answers]
 
     def note_seen(self, place: SeenPlace, seen: Mapping[int, Sequence[tuple[int, int]]], expires_s: int) -> None:
         """Append (id hash, offset) pairs to their buckets. Facts about the log: repeating them changes nothing."""
         pipe = self._client.pipeline(transaction=False)
         for bucket, pairs in seen.items():
             key = self._seen_key(place, bucket)
-            pipe.append(key, b"".join(_SEEN.pack(*pair) for pair in pairs))
+            pipe.append(key, struct.pack(f">{2 * len(pairs)}Q", *chain.from_iterable(pairs)))
             pipe.expire(key, expires_s)
         pipe.execute()
 
