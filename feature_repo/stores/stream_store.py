@@ -165,14 +165,16 @@ class StreamStore:
         """Move members to where their latest events put them; in any order, any number of times."""
         number = layout.log_number(view, topic, partition)
         base = layout.presence_base(self.project, view)
-        iterator = iter(events)
-        while chunk := list(islice(iterator, _PRESENCE_CHUNK)):
+        tails: dict[tuple[str, str], bytes] = {}
+        for at in range(0, len(events), _PRESENCE_CHUNK):
+            chunk = events[at : at + _PRESENCE_CHUNK]
             newest, last = max(e.time for e in chunk), max(e.offset for e in chunk)
             args: list[Any] = [number, epoch.to_bytes(8, "big"), last.to_bytes(8, "big"), newest, view.ttl]
-            for e in chunk:
-                register = _REGISTER.pack(e.time + _BIAS, number, e.offset, epoch)
-                state, group = e.state.encode(), e.group.encode()
-                args += [e.member, register + state + b"\0" + group, e.time, state, group]
+            for member, time, offset, state, group in _latest(chunk):
+                tail = tails.get((state, group))
+                if tail is None:
+                    tail = tails[state, group] = state.encode() + b"\0" + group.encode()
+                args += (member, _REGISTER.pack(time + _BIAS, number, offset, epoch) + tail, time)
             self._presence_apply(keys=[base], args=args)
 
     def purge_presence(self, view: PresenceView, topic: str, partition: int, epoch: int) -> None:
@@ -184,6 +186,16 @@ class StreamStore:
         self._presence_purge(keys=[base], args=head)
         while chunk := list(islice(members, _SCAN_CHUNK)):
             self._presence_purge(keys=[base], args=[*head, *chunk])
+
+
+def _latest(events: Sequence[PresenceEvent]) -> Iterable[PresenceEvent]:
+    """Of each member the latest event: nobody could see the others, for a script applies all of them at once."""
+    latest: dict[str, PresenceEvent] = {}
+    for event in events:
+        other = latest.get(event.member)
+        if other is None or (event.time, event.offset) > (other.time, other.offset):
+            latest[event.member] = event
+    return latest.values()
 
 
 def open_stream_store(settings: Settings, project: str) -> StreamStore:
