@@ -16,7 +16,7 @@ from kafka import KafkaConsumer, TopicPartition
 from benchmarks.events import TOPICS
 from ingestion.events import EVENT_TYPES
 from ingestion.kafka_log import FETCHING
-from ingestion.worker import MAX_RECORDS, POLL_MS
+from ingestion.worker import MAX_RECORDS, POLL_MS, spare_the_collector
 
 TALLY = struct.Struct("<QQ")
 
@@ -35,6 +35,7 @@ def main(servers: str, path: Path) -> None:
     consumer.assign([TopicPartition(topic, n) for topic in TOPICS for n in consumer.partitions_for_topic(topic) or ()])
     decoders = {topic: msgspec.json.Decoder(EVENT_TYPES[topic].schema).decode for topic in TOPICS}
     path.write_bytes(TALLY.pack(0, 0))
+    spare_the_collector()
     records = size = 0
     with path.open("r+b") as file, mmap.mmap(file.fileno(), TALLY.size) as shared:
         while True:

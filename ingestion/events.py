@@ -232,7 +232,9 @@ def parse(topic: str, value: bytes, append_ms: int) -> Event:
         raise _explained(error, value) from None
     columns: dict[str, Any] = msgspec.structs.asdict(decoded)
     for name in _MOMENTS[topic]:
-        columns[name] = _milliseconds(name, columns[name])
+        moment = columns[name]
+        if type(moment) is not int or not _MIN_MS <= moment <= _MAX_MS:
+            columns[name] = _milliseconds(name, moment)
     for name in _NAMES[topic]:
         if type(columns[name]) is not str:
             columns[name] = str(columns[name])

@@ -164,7 +164,10 @@ class WindowFolder:
                 by_hop[number] = values
             else:
                 for i, kind in self._merging:
-                    tile[i] = merge(kind, tile[i], values[i]) if kind else tile[i] + values[i]  # type: ignore[operator]
+                    if kind:
+                        tile[i] = merge(kind, tile[i], values[i])
+                    else:
+                        tile[i] += values[i]  # type: ignore[operator, assignment]  # whole numbers
             if newest is None or time > newest:
                 newest, oldest = time, number - layout.hops_kept
         if folded == field.offset:
@@ -206,21 +209,27 @@ class PresenceFolder:
 
     def __init__(self, view: PresenceView, store: StreamStore) -> None:
         self.view, self._store = view, store
+        self._groups: dict[tuple[Scalar, ...], str] = {}
 
     def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
         """Apply events of one topic in any order; none is ever late. `cache` is not used: the store compares."""
         if not events:
             return 0
-        moves = []
-        for offset, event in events:
-            columns = event.columns
-            group = layout.group_name([columns[name] for name in self.view.join_keys])
-            moves.append(PresenceEvent(str(columns[self.view.member]), event.time, offset, self._state(event), group))
+        moves: list[PresenceEvent] = []
+        names, member, state = self.view.join_keys, self.view.member, self.view.state
+        for offset, (topic, _, time, columns) in events:
+            ids = tuple([columns[name] for name in names])
+            group = self._groups.get(ids) or self._remembered(ids)
+            said = topic if state == TOPIC_STATE else str(columns[state])
+            moves.append(PresenceEvent(str(columns[member]), time, offset, said, group))
         self._store.apply_presence(self.view, events[0][1].topic, partition, stored.epoch, moves)
         return 0
 
-    def _state(self, event: Event) -> str:
-        return event.topic if self.view.state == TOPIC_STATE else str(event.columns[self.view.state])
+    def _remembered(self, ids: tuple[Scalar, ...]) -> str:
+        if len(self._groups) >= _KEYS_KEPT:
+            self._groups.clear()
+        group = self._groups[ids] = layout.group_name(ids)
+        return group
 
 
 Folder = WindowFolder | PresenceFolder

@@ -47,7 +47,8 @@ _CLIENT = {
 FETCHING = {
     "isolation_level": "read_committed",  # others may write here in transactions
     "fetch_max_wait_ms": 50,
-    "max_poll_records": 5_000,
+    "max_poll_records": 20_000,
+    "max_partition_fetch_bytes": 4 * 1024 * 1024,  # a backlog in large batches: each entity is written once a batch
     "metrics_enabled": False,
 }
 """How consumers read, in the client's own terms."""

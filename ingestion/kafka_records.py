@@ -36,9 +36,10 @@ def plain_records(batch: Any, topic: str, partition: int) -> Iterator[Record]:
                 key = data[at : at + size]
                 at += size
             size, at = _varint(data, at)
-            if at + max(size, 0) >= end:  # the count of headers follows
+            value = data[at : at + size] if size >= 0 else b""
+            if at + len(value) >= end:  # the count of headers follows
                 raise ValueError(f"the record of {topic} at offset {base + offset} is longer than it says")
-            yield Record(topic, partition, base + offset, time, key, data[at : at + size] if size >= 0 else b"")
+            yield Record(topic, partition, base + offset, time, key, value)
             at = end
     except IndexError:
         raise ValueError(f"the batch of {topic} at offset {base} ends within a record") from None
@@ -51,10 +52,13 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     byte = data[at]
     if byte < _MORE:
         return (byte >> 1) ^ -(byte & 1), at + 1
-    value, shift = byte & 0x7F, 7
-    while byte >= _MORE:
-        at += 1
+    value = (byte & 0x7F) | (data[at + 1] & 0x7F) << 7
+    if data[at + 1] < _MORE:  # most lengths
+        return (value >> 1) ^ -(value & 1), at + 2
+    at, shift = at + 2, 14
+    while True:
         byte = data[at]
         value |= (byte & 0x7F) << shift
-        shift += 7
-    return (value >> 1) ^ -(value & 1), at + 1
+        at, shift = at + 1, shift + 7
+        if byte < _MORE:
+            return (value >> 1) ^ -(value & 1), at

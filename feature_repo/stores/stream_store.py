@@ -103,7 +103,7 @@ class StreamStore:
         for swap in swaps:
             expected = swap.expected.pack() if swap.expected else b""
             args = [layout.progress_field(swap.tiles_hash, partition), expected, swap.new.pack()]
-            pipe.eval(scripts.SWAP_FIELD, 1, key, *args)  # type: ignore[no-untyped-call]
+            pipe.eval(scripts.SWAP_FIELD, 1, key, *args)
         answers = pipe.execute()
         return [None if done else Progress.unpack(stored[0]) if stored[0] else _NOTHING for done, *stored in answers]
 
@@ -130,7 +130,7 @@ class StreamStore:
         for at in range(0, len(writes), _WRITE_CHUNK):
             chunk = writes[at : at + _WRITE_CHUNK]
             args = [word for write in chunk for word in write[1:]]
-            pipe.eval(scripts.FENCED_WRITE, len(chunk), *[write.key for write in chunk], *args)  # type: ignore[no-untyped-call]
+            pipe.eval(scripts.FENCED_WRITE, len(chunk), *[write.key for write in chunk], *args)
         return [bool(answer) for answers in pipe.execute() for answer in answers]
 
     def note_seen(self, place: SeenPlace, seen: Mapping[int, Sequence[tuple[int, int]]], expires_s: int) -> None:
@@ -168,7 +168,7 @@ class StreamStore:
         tails: dict[tuple[str, str], bytes] = {}
         for at in range(0, len(events), _PRESENCE_CHUNK):
             chunk = events[at : at + _PRESENCE_CHUNK]
-            newest, last = max(e.time for e in chunk), max(e.offset for e in chunk)
+            newest, last = max([e[1] for e in chunk]), max([e[2] for e in chunk])
             args: list[Any] = [number, epoch.to_bytes(8, "big"), last.to_bytes(8, "big"), newest, view.ttl]
             for member, time, offset, state, group in _latest(chunk):
                 tail = tails.get((state, group))
@@ -192,9 +192,9 @@ def _latest(events: Sequence[PresenceEvent]) -> Iterable[PresenceEvent]:
     """Of each member the latest event: nobody could see the others, for a script applies all of them at once."""
     latest: dict[str, PresenceEvent] = {}
     for event in events:
-        other = latest.get(event.member)
-        if other is None or (event.time, event.offset) > (other.time, other.offset):
-            latest[event.member] = event
+        other = latest.setdefault(event[0], event)
+        if other is not event and event[1:3] > other[1:3]:  # time and offset
+            latest[event[0]] = event
     return latest.values()
 
 
