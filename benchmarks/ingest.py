@@ -52,7 +52,7 @@ class Race:
         """Let both read all there is, then stop them."""
         for process in (*self.workers, self.bare):
             process.resume()
-        wait_for(self._all_folded, "the worker to fold what was published")
+        wait_for(self._system.folded(self._ends), "the worker to fold what was published")
         wait_for(self._all_decoded, "the bare consumer to read what was published")
         self._unread = dict.fromkeys(self._unread, 0)
         self.pause()
@@ -82,7 +82,7 @@ class Race:
             self._publish(self._events, self._events * 1000 // RATE)
         for process in processes:
             process.resume()
-        done = self._all_folded if name == _WORKER else self._all_decoded
+        done = self._system.folded(self._ends) if name == _WORKER else self._all_decoded
         seconds = seconds_until(done, f"{name} to reach the end of the log")
         for process in processes:
             process.pause()
@@ -98,9 +98,6 @@ class Race:
         self._expected.add(events)
         self._ends = self._system.publish(events)
         self._unread = {name: unread + len(events) for name, unread in self._unread.items()}
-
-    def _all_folded(self) -> bool:
-        return self._system.folded(self._ends)
 
     def _all_decoded(self) -> bool:
         return self._tally.exists() and tally(self._tally)[0] >= self.published

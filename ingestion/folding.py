@@ -212,7 +212,10 @@ class PresenceFolder:
         self._groups: dict[tuple[Scalar, ...], str] = {}
 
     def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
-        """Apply events of one topic in any order; none is ever late. `cache` is not used: the store compares."""
+        """Apply events of one topic in any order; none is ever late. `cache` is not used: the store compares.
+
+        They are sent only: whoever folds has the store `settle` before anything is said about it.
+        """
         if not events:
             return 0
         moves: list[PresenceEvent] = []
@@ -222,7 +225,7 @@ class PresenceFolder:
             group = self._groups.get(ids) or self._remembered(ids)
             said = topic if state == TOPIC_STATE else str(columns[state])
             moves.append(PresenceEvent(str(columns[member]), time, offset, said, group))
-        self._store.apply_presence(self.view, events[0][1].topic, partition, stored.epoch, moves)
+        self._store.send_presence(self.view, events[0][1].topic, partition, stored.epoch, moves)
         return 0
 
     def _remembered(self, ids: tuple[Scalar, ...]) -> str:

@@ -91,11 +91,7 @@ class Worker:
             self._consumer = self.log.consumer(self.topics, self.group, self._start_at, self._released)
         self._open_missing(self._consumer)
         records = self._fold_archived(self._consumer)
-        for where, batch in self._consumer.poll(timeout_ms, max_records).items():
-            held = self._held.get(where)
-            if held is not None and held.archived is None:
-                self._fold_records(held, batch)
-                records += len(batch)
+        records += self._fold_polled(self._consumer.poll(timeout_ms, max_records))
         if due:
             self.write_progress()
         return records
@@ -230,7 +226,32 @@ class Worker:
                 consumer.seek(held.where, held.offset)
         return count
 
-    def _fold_records(self, held: Partition, batch: Sequence[Record]) -> None:
+    def _fold_polled(self, polled: Mapping[TopicPartition, Sequence[Record]]) -> int:
+        """Fold what was polled, each partition's records while the store still writes those before: how many."""
+        count, under_way = 0, None
+        if polled:
+            self.store.ready()
+        try:
+            with self.store.run.unbroken():
+                for where, batch in polled.items():
+                    held = self._held.get(where)
+                    if held is None or held.archived is not None:
+                        continue
+                    events = self._parsed(held, batch)
+                    if under_way:
+                        self._finish(*under_way)
+                    self._begin(held, events)
+                    # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
+                    under_way = (held, batch[-1].offset + 1, min(batch[-1].append_ms, self.clock()))
+                    count += len(batch)
+                if under_way:
+                    self._finish(*under_way)
+        except BaseException:
+            self.store.hang_up()
+            raise
+        return count
+
+    def _parsed(self, held: Partition, batch: Sequence[Record]) -> list[Placed]:
         events: list[Placed] = []
         dead: list[Message] = []
         start = held.offset
@@ -245,24 +266,37 @@ class Worker:
         if dead and not self.side:
             self.log.publish(DEAD_LETTERS, dead)
         self.counts.dead += len(dead)
-        # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
-        self._fold(held, events, batch[-1].offset + 1, min(batch[-1].append_ms, self.clock()))
+        return events
 
     def _fold(self, held: Partition, events: Sequence[Placed], end: int, complete_until: int) -> None:
         """Fold events, all that there are below the offset `end`; then say so, on the same run of the server."""
-        given, events = events, held.fresh(events)
+        self.store.ready()
+        try:
+            with self.store.run.unbroken():
+                self._begin(held, events)
+                self._finish(held, end, complete_until)
+        except BaseException:
+            self.store.hang_up()
+            raise
+
+    def _begin(self, held: Partition, given: Sequence[Placed]) -> None:
+        """Fold events into every view of the partition. What is sent of it need not be written yet."""
+        events = held.fresh(given)
         self.counts.repeats += len(given) - len(events)
-        with self.store.run.unbroken():
-            for fold in held.folds:
-                ahead = bool(events) and events[0][0] < fold.offset
-                new = [placed for placed in events if placed[0] >= fold.offset] if ahead else events
-                try:
-                    folder = self._folders[fold.view.tiles_hash]
-                    self.counts.late += folder.fold(held.where.partition, fold.stored, held.cache, new)
-                except CorruptField as error:
-                    self._opener.damaged.add((held.where, fold.view.tiles_hash))
-                    raise LostPartition(f"{held.where}: a field of {fold.view.name} is damaged ({error})") from error
-            held.store_seen(self.store)
-            held.advance(max(end, held.offset), complete_until)
-            self._store_progress(held)  # the last write of each batch: where it is stored, all before it is
         self.counts.events += len(events)
+        for fold in held.folds:
+            ahead = bool(events) and events[0][0] < fold.offset
+            new = [placed for placed in events if placed[0] >= fold.offset] if ahead else events
+            try:
+                folder = self._folders[fold.view.tiles_hash]
+                self.counts.late += folder.fold(held.where.partition, fold.stored, held.cache, new)
+            except CorruptField as error:
+                self._opener.damaged.add((held.where, fold.view.tiles_hash))
+                raise LostPartition(f"{held.where}: a field of {fold.view.name} is damaged ({error})") from error
+
+    def _finish(self, held: Partition, end: int, complete_until: int) -> None:
+        """Wait until all of it is written, and only then say that all below the offset `end` is."""
+        self.store.settle()
+        held.store_seen(self.store)
+        held.advance(max(end, held.offset), complete_until)
+        self._store_progress(held)  # the last write of each batch: where it is stored, all before it is

@@ -70,7 +70,8 @@ class StreamStore:
         self._client, self.project = client, project
         self.run = run or ServerRun()
         self._replace_hash = client.register_script(scripts.REPLACE_HASH)
-        self._presence_apply = client.register_script(scripts.PRESENCE_APPLY)
+        self._line: Any = None  # a connection on which is sent first, and read later
+        self._unanswered = 0
         self._presence_purge = client.register_script(scripts.PRESENCE_PURGE)
 
     def served(self) -> Served:
@@ -163,19 +164,58 @@ class StreamStore:
         self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
     ) -> None:
         """Move members to where their latest events put them; in any order, any number of times."""
+        self.ready()
+        self.send_presence(view, topic, partition, epoch, events)
+        self.settle()
+
+    def ready(self) -> None:
+        """Connect for `send_presence`, if need be."""
+        if self._line is None:
+            self._line = self._client.connection_pool.get_connection()
+            self._client.ping()  # so that there is another for what is asked meanwhile
+        self._line.connect()
+
+    def send_presence(
+        self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
+    ) -> None:
+        """What `apply_presence` does, but that it does not wait until it is done: `settle` does."""
         number = layout.log_number(view, topic, partition)
         base = layout.presence_base(self.project, view)
+        head = [number, epoch.to_bytes(8, "big")]
         tails: dict[tuple[str, str], bytes] = {}
+        commands: list[tuple[Any, ...]] = []
         for at in range(0, len(events), _PRESENCE_CHUNK):
             chunk = events[at : at + _PRESENCE_CHUNK]
             newest, last = max([e[1] for e in chunk]), max([e[2] for e in chunk])
-            args: list[Any] = [number, epoch.to_bytes(8, "big"), last.to_bytes(8, "big"), newest, view.ttl]
+            args: list[Any] = [*head, last.to_bytes(8, "big"), newest, view.ttl]
             for member, time, offset, state, group in _latest(chunk):
                 tail = tails.get((state, group))
                 if tail is None:
                     tail = tails[state, group] = state.encode() + b"\0" + group.encode()
                 args += (member, _REGISTER.pack(time + _BIAS, number, offset, epoch) + tail, time)
-            self._presence_apply(keys=[base], args=args)
+            commands.append(("EVAL", scripts.PRESENCE_APPLY, 1, base, *args))
+        try:
+            self._line.send_packed_command(self._line.pack_commands(commands))
+        except BaseException:
+            self.hang_up()
+            raise
+        self._unanswered += len(commands)
+
+    def settle(self) -> None:
+        """Wait until all that was sent is done. Raises what the store answers to any of it."""
+        try:
+            while self._unanswered:
+                self._line.read_response()
+                self._unanswered -= 1
+        except BaseException:
+            self.hang_up()
+            raise
+
+    def hang_up(self) -> None:
+        """Wait for nothing of what was sent; it may be done or not."""
+        if self._unanswered or self._line is not None:
+            self._unanswered = 0
+            self._line.disconnect()
 
     def purge_presence(self, view: PresenceView, topic: str, partition: int, epoch: int) -> None:
         """Forget the members whose state comes from this partition's log of an earlier epoch, and its newest time."""
