@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import structlog
 
 from feature_repo.clock import Clock
 from feature_repo.stores.progress import UNKNOWN, Progress, digest
-from feature_repo.stores.stream_store import SeenPlace, StreamStore, Swap
+from feature_repo.stores.stream_store import SeenNote, SeenPlace, StreamStore, Swap
 from feature_repo.views import PresenceView, StreamView
 from feature_repo.windows import MAX_AHEAD_MS
 from ingestion.archive_reader import Archived, ArchivedLog
@@ -88,19 +89,23 @@ class Partition:
                 found.append(placed)
         return found
 
-    def store_seen(self, store: StreamStore) -> None:
-        """Write the ids noted since the last call, before any progress speaks for them, and drop old ones."""
-        if self._new_ids:
-            store.note_seen(self.place, self._new_ids, expires_s=self.seen.expires_s)
-            self._new_ids = defaultdict(list)
+    def take_notes(self) -> SeenNote:
+        """The ids noted since the last call, to be written before any progress speaks for them."""
+        taken, self._new_ids = self._new_ids, defaultdict(list)
+        return SeenNote(self.place, taken, self.seen.expires_s)
+
+    def forget_old(self, store: StreamStore) -> None:
+        """Drop the ids that no window reaches any more."""
         gone = self.seen.prune()
         if not self.place.side:  # the others rely on longer reaches, maybe
             store.forget_seen(self.place, gone)
 
-    def store_progress(self, store: StreamStore) -> bool:
-        """Write the progress of every view; False if another than was written last is stored of one."""
-        swaps = [Swap(f.view.tiles_hash, f.stored, f.progress(self.seen.newest)) for f in self.folds]
-        found = store.swap_progress(*self.where, swaps)
+    def swaps(self) -> list[Swap]:
+        """How far every view is, to be written over what was written last."""
+        return [Swap(f.view.tiles_hash, f.stored, f.progress(self.seen.newest)) for f in self.folds]
+
+    def swapped(self, swaps: Sequence[Swap], found: Sequence[Progress | None]) -> bool:
+        """Take note of what was written; False if another than was written last is stored of a view."""
         for fold, swap, other in zip(self.folds, swaps, found, strict=True):
             if other is None:
                 fold.stored = swap.new
@@ -110,6 +115,24 @@ class Partition:
                     "progress is not what was written last", found=other.offset, written=swap.new.offset, **said
                 )
         return all(other is None for other in found)
+
+
+def store_seen(partitions: Sequence[Partition], store: StreamStore) -> None:
+    """Write the ids that were noted in these partitions, and drop old ones."""
+    notes = [note for each in partitions if (note := each.take_notes()).seen]
+    if notes:
+        store.note_seen(notes)
+    for each in partitions:
+        each.forget_old(store)
+
+
+def store_progress(partitions: Sequence[Partition], store: StreamStore) -> list[Partition]:
+    """Write the progress of these partitions; those of which another than was written last is stored."""
+    swaps = [each.swaps() for each in partitions]
+    placed = [(*each.where, swap) for each, own in zip(partitions, swaps, strict=True) for swap in own]
+    found = iter(store.swap_all(placed) if placed else [])
+    stored = zip(partitions, swaps, strict=True)
+    return [each for each, own in stored if not each.swapped(own, list(islice(found, len(own))))]
 
 
 class PartitionOpener:

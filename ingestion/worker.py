@@ -6,7 +6,8 @@ what it holds, reads the progress again and goes on from there; the fence makes 
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import structlog
@@ -22,7 +23,7 @@ from ingestion.definition_checks import check_views
 from ingestion.events import DEAD_LETTERS, BadEvent, parse
 from ingestion.folding import Folder, LostPartition, Placed, folder_of
 from ingestion.log import EventLog, LogConsumer, LogUnavailable, Message, PositionGone, Record, TopicPartition
-from ingestion.partitions import Partition, PartitionOpener
+from ingestion.partitions import Partition, PartitionOpener, store_progress, store_seen
 
 GROUP = "tiffin-worker"
 _NEW_OBJECTS = 50_000
@@ -31,6 +32,9 @@ SAY_EVERY_S = 60.0
 POLL_MS = 50
 MAX_RECORDS = 20_000
 _BACKOFF_S = (0.1, 0.3, 1.0, 2.0)
+
+_Done = tuple[Partition, int, int]
+"""A partition, the offset below which all is folded, and the instant before which all that was appended is."""
 
 logger = structlog.get_logger(__name__)
 
@@ -91,7 +95,8 @@ class Worker:
             self._consumer = self.log.consumer(self.topics, self.group, self._start_at, self._released)
         self._open_missing(self._consumer)
         records = self._fold_archived(self._consumer)
-        records += self._fold_polled(self._consumer.poll(timeout_ms, max_records))
+        if polled := self._consumer.poll(timeout_ms, max_records):
+            records += self._fold_polled(polled)
         if due:
             self.write_progress()
         return records
@@ -133,15 +138,12 @@ class Worker:
         if consumer is None:
             return
         ends = consumer.ends() if self._held else {}
-        done: dict[TopicPartition, int] = {}
-        for where, held in list(self._held.items()):
-            if where not in ends:
-                continue
-            if held.archived is None and consumer.position(where) >= ends[where]:
+        known = [held for where, held in self._held.items() if where in ends]
+        for held in known:
+            if held.archived is None and consumer.position(held.where) >= ends[held.where]:
                 held.complete(asked)
-            self._store_progress(held)
-            if where in self._held:
-                done[where] = held.offset
+        self._store_progress(known)
+        done = {held.where: held.offset for held in known if held.where in self._held}
         self._progress_at = asked
         consumer.commit(done)
 
@@ -202,14 +204,14 @@ class Worker:
             if held is None:
                 continue
             try:
-                held.store_progress(self.store)
+                store_progress([held], self.store)
             except STORE_DOWN as error:  # whoever comes next folds a little again
                 logger.warning("progress not written on hand-over", where=where, error=str(error))
 
-    def _store_progress(self, held: Partition) -> None:
+    def _store_progress(self, partitions: Sequence[Partition]) -> None:
         # Not what we wrote last: the store came back without its last second, or somebody else folds by now.
-        if not held.store_progress(self.store):
-            self._held.pop(held.where, None)
+        for lost in store_progress(partitions, self.store):
+            self._held.pop(lost.where, None)
 
     def _fold_archived(self, consumer: LogConsumer) -> int:
         """A chunk of each partition that has to be folded out of the archive first: how many events there were."""
@@ -218,7 +220,9 @@ class Worker:
             chunk: list[Archived] | None = next(held.archived, None) if held.archived else None
             if chunk:
                 events = [(offset, event) for offset, _, event in chunk]
-                self._fold(held, events, chunk[-1].offset + 1, chunk[-1].append_ms)
+                with self._writing():
+                    self._begin(held, events)
+                    self._finish([(held, chunk[-1].offset + 1, chunk[-1].append_ms)])
                 count += len(chunk)
             elif chunk is None:
                 held.archived = None
@@ -227,28 +231,17 @@ class Worker:
         return count
 
     def _fold_polled(self, polled: Mapping[TopicPartition, Sequence[Record]]) -> int:
-        """Fold what was polled, each partition's records while the store still writes those before: how many."""
-        count, under_way = 0, None
-        if polled:
-            self.store.ready()
-        try:
-            with self.store.run.unbroken():
-                for where, batch in polled.items():
-                    held = self._held.get(where)
-                    if held is None or held.archived is not None:
-                        continue
-                    events = self._parsed(held, batch)
-                    if under_way:
-                        self._finish(*under_way)
-                    self._begin(held, events)
+        """Fold what was polled, one partition's records while the store writes those of others: how many records."""
+        count, done = 0, list[_Done]()
+        with self._writing():
+            for where, batch in polled.items():
+                held = self._held.get(where)
+                if held is not None and held.archived is None:
+                    self._begin(held, self._parsed(held, batch))
                     # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
-                    under_way = (held, batch[-1].offset + 1, min(batch[-1].append_ms, self.clock()))
+                    done.append((held, batch[-1].offset + 1, min(batch[-1].append_ms, self.clock())))
                     count += len(batch)
-                if under_way:
-                    self._finish(*under_way)
-        except BaseException:
-            self.store.hang_up()
-            raise
+            self._finish(done)
         return count
 
     def _parsed(self, held: Partition, batch: Sequence[Record]) -> list[Placed]:
@@ -268,13 +261,13 @@ class Worker:
         self.counts.dead += len(dead)
         return events
 
-    def _fold(self, held: Partition, events: Sequence[Placed], end: int, complete_until: int) -> None:
-        """Fold events, all that there are below the offset `end`; then say so, on the same run of the server."""
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What is written within goes to one run of the server, and what is still under way is given up if it fails."""
         self.store.ready()
         try:
             with self.store.run.unbroken():
-                self._begin(held, events)
-                self._finish(held, end, complete_until)
+                yield
         except BaseException:
             self.store.hang_up()
             raise
@@ -294,9 +287,11 @@ class Worker:
                 self._opener.damaged.add((held.where, fold.view.tiles_hash))
                 raise LostPartition(f"{held.where}: a field of {fold.view.name} is damaged ({error})") from error
 
-    def _finish(self, held: Partition, end: int, complete_until: int) -> None:
-        """Wait until all of it is written, and only then say that all below the offset `end` is."""
+    def _finish(self, done: Sequence[_Done]) -> None:
+        """Wait until all of it is written, and only then say how far each partition is."""
         self.store.settle()
-        held.store_seen(self.store)
-        held.advance(max(end, held.offset), complete_until)
-        self._store_progress(held)  # the last write of each batch: where it is stored, all before it is
+        store_seen([held for held, _, _ in done], self.store)
+        for held, end, complete_until in done:
+            held.advance(max(end, held.offset), complete_until)
+        # The last write of each batch: where it is stored, all before it is.
+        self._store_progress([held for held, _, _ in done])

@@ -60,6 +60,14 @@ class SeenPlace(NamedTuple):
     side: bool
 
 
+class SeenNote(NamedTuple):
+    """Ids to keep: of buckets the (id hash, offset) pairs, for so many seconds at most."""
+
+    place: SeenPlace
+    seen: Mapping[int, Sequence[tuple[int, int]]]
+    expires_s: int
+
+
 class StreamStore:
     """The stream side of one project's online store. Every method raises one of `redis_client.STORE_DOWN`.
 
@@ -99,10 +107,13 @@ class StreamStore:
 
     def swap_progress(self, topic: str, partition: int, swaps: Sequence[Swap]) -> list[Progress | None]:
         """Store each new progress if its expected one is what is stored: of each None if it was, else what is."""
+        return self.swap_all([(topic, partition, swap) for swap in swaps])
+
+    def swap_all(self, swaps: Sequence[tuple[str, int, Swap]]) -> list[Progress | None]:
+        """The same, of several topics and partitions."""
         pipe = self._client.pipeline(transaction=False)
-        key = layout.progress_key(self.project, topic)
-        for swap in swaps:
-            expected = swap.expected.pack() if swap.expected else b""
+        for topic, partition, swap in swaps:
+            key, expected = layout.progress_key(self.project, topic), swap.expected.pack() if swap.expected else b""
             args = [layout.progress_field(swap.tiles_hash, partition), expected, swap.new.pack()]
             pipe.eval(scripts.SWAP_FIELD, 1, key, *args)
         answers = pipe.execute()
@@ -134,13 +145,14 @@ class StreamStore:
             pipe.eval(scripts.FENCED_WRITE, len(chunk), *[write.key for write in chunk], *args)
         return [bool(answer) for answers in pipe.execute() for answer in answers]
 
-    def note_seen(self, place: SeenPlace, seen: Mapping[int, Sequence[tuple[int, int]]], expires_s: int) -> None:
-        """Append (id hash, offset) pairs to their buckets. Facts about the log: repeating them changes nothing."""
+    def note_seen(self, notes: Sequence[SeenNote]) -> None:
+        """Append ids to their buckets. Facts about the log: repeating them changes nothing."""
         pipe = self._client.pipeline(transaction=False)
-        for bucket, pairs in seen.items():
-            key = self._seen_key(place, bucket)
-            pipe.append(key, struct.pack(f">{2 * len(pairs)}Q", *chain.from_iterable(pairs)))
-            pipe.expire(key, expires_s)
+        for place, seen, expires_s in notes:
+            for bucket, pairs in seen.items():
+                key = self._seen_key(place, bucket)
+                pipe.append(key, struct.pack(f">{2 * len(pairs)}Q", *chain.from_iterable(pairs)))
+                pipe.expire(key, expires_s)
         pipe.execute()
 
     def forget_seen(self, place: SeenPlace, buckets: Sequence[int]) -> None:
