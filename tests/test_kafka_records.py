@@ -8,7 +8,7 @@ from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchB
 from ingestion.kafka_records import plain_records
 from ingestion.log import Record
 
-NONE, LZ4 = 0, 3
+NONE, GZIP = 0, 1
 
 
 def batch_of(records: list[tuple[int, bytes | None, bytes | None, list[tuple[str, bytes]]]], codec: int) -> bytes:
@@ -18,9 +18,9 @@ def batch_of(records: list[tuple[int, bytes | None, bytes | None, list[tuple[str
     return bytes(builder.build())
 
 
-@pytest.mark.parametrize("codec", [NONE, LZ4])
+@pytest.mark.parametrize("codec", [NONE, GZIP])
 def test_records_are_what_the_client_reads(codec: int) -> None:
-    dice = random.Random(3)  # noqa: S311
+    dice = random.Random(3)
     sizes = [0, 1, 62, 63, 64, 65, 127, 128, 8191, 8192, 20_000]
     records = [
         (
@@ -39,7 +39,7 @@ def test_records_are_what_the_client_reads(codec: int) -> None:
 
 def test_a_batch_that_ends_within_a_record_is_refused() -> None:
     batch = DefaultRecordBatch(batch_of([(1, b"k", b"value", []), (2, b"k", b"value", [])], NONE)[:-3])
-    with pytest.raises(ValueError, match="ends within a record|longer than it says|too many"):
+    with pytest.raises(ValueError, match=r"ends within a record|longer than it says|too many"):
         list(plain_records(batch, "t", 0))
 
 
