@@ -91,11 +91,12 @@ def worker() -> None:
     from feature_repo.views import stream_views
     from ingestion.archive_reader import ArchivedLog
     from ingestion.log import open_log, ready_log
-    from ingestion.worker import Worker
+    from ingestion.worker import Worker, spare_the_collector
 
     stop = stopping()
     feast = open_store(settings())
     views = stream_views(feast.list_stream_feature_views())
+    spare_the_collector()
     log = open_log(settings())
     if not ready_log(log, settings().partitions, stop):
         return

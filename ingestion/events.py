@@ -7,7 +7,7 @@ event says and when it happened. An event's time is the earlier of its own time 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import msgspec
 import pyarrow as pa
@@ -102,8 +102,7 @@ class CourierStatus(Struct, frozen=True):
     at: Moment
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """A parsed event. `time` is the event time in ms; `columns` has every declared and derived column.
 
     Moments in `columns` are milliseconds since the epoch, names are text.
@@ -221,7 +220,7 @@ def parse(topic: str, value: bytes, append_ms: int) -> Event:
     Raises BadEvent, naming the field, for a record that is too long, nested too deeply, not JSON in UTF-8, misses a
     field, holds a wrong type, says the impossible, or is stamped more than 60 s ahead of its append time.
     """
-    kind = event_type(topic)
+    kind = ARCHIVED.get(topic) or event_type(topic)
     if len(value) > MAX_BYTES:
         raise BadEvent("event", f"{len(value)} bytes", f"more than {MAX_BYTES} bytes: it would fit nowhere else")
     fault = json_fault(value)
@@ -231,11 +230,14 @@ def parse(topic: str, value: bytes, append_ms: int) -> Event:
         decoded = _DECODERS[topic].decode(value)
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explained(error, value) from None
-    columns: dict[str, Any] = {name: getattr(decoded, name) for name in _FIELDS[topic]}
+    columns: dict[str, Any] = msgspec.structs.asdict(decoded)
     for name in _MOMENTS[topic]:
-        columns[name] = _milliseconds(name, columns[name])
+        moment = columns[name]
+        if type(moment) is not int or not _MIN_MS <= moment <= _MAX_MS:
+            columns[name] = _milliseconds(name, moment)
     for name in _NAMES[topic]:
-        columns[name] = str(columns[name])
+        if type(columns[name]) is not str:
+            columns[name] = str(columns[name])
     kind.check(columns)
     for name, derive in kind.derived.items():
         columns[name] = derive(columns)
@@ -249,7 +251,7 @@ def parse(topic: str, value: bytes, append_ms: int) -> Event:
             f"{(own - append_ms) / 1000:.1f} s ahead of its arrival at {iso(append_ms)} (60 s are allowed): "
             "it would count before it happens",
         )
-    return Event(topic, columns["event_id"], min(own, append_ms), columns)
+    return Event(topic, columns["event_id"], own if own < append_ms else append_ms, columns)
 
 
 def extras(topic: str, value: bytes) -> str | None:

@@ -4,8 +4,8 @@ The fold of a field is a function of the log's prefix alone, so it does not matt
 or below the header's offset are skipped, and a write is accepted only over the header that it was folded from.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from feature_repo.stores import layout, tile_codec
@@ -13,14 +13,19 @@ from feature_repo.stores.progress import Progress, digest
 from feature_repo.stores.stream_store import FieldWrite, PresenceEvent, StreamStore
 from feature_repo.stores.tile_codec import Header
 from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
-from feature_repo.windows import Observation, PartValue, Tiles, observe
-from ingestion.events import Event
+from feature_repo.windows import COUNT, DISTINCT, SQUARES, SUM, PartValue, Tiles, merge, observe
+from ingestion.events import Event, Scalar
 
 _TRIES = 5
 _NO_OFFSET = -1
+_NEVER = -(2**63)  # a hop before any
+_KEYS_KEPT = 100_000
 
 Placed = tuple[int, Event]
 """An event and its offset."""
+
+Seen = tuple[int, int, list[PartValue]]
+"""What a fold takes of an event: its time, its offset, and its value of each part."""
 
 
 class LostPartition(RuntimeError):
@@ -71,6 +76,10 @@ class WindowFolder:
     def __init__(self, view: WindowView, store: StreamStore) -> None:
         self.view, self._store = view, store
         self._key = layout.key_builder(store.project, view.join_keys, view.key_types)
+        self._keys: dict[tuple[Scalar, ...], bytes] = {}
+        parts = view.layout.parts
+        self._parts = [(part, part.column, part.kind == COUNT) for part in parts]
+        self._merging = [(i, "" if part.kind in (COUNT, SUM, SQUARES) else part.kind) for i, part in enumerate(parts)]
 
     def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
         """Fold events (in offset order) into their entities' fields; how many were late.
@@ -103,32 +112,71 @@ class WindowFolder:
             waiting = {key: waiting[key] for key in refused}
         raise LostPartition(f"{self.view.name}: {len(waiting)} fields of partition {partition} keep changing under us")
 
-    def _by_entity(self, partition: int, events: Sequence[Placed]) -> dict[bytes, list[Observation]]:
-        by_entity: dict[bytes, list[Observation]] = {}
-        for offset, event in events:
-            ids = [event.columns[name] for name in self.view.join_keys]
-            if None not in ids:  # an event of nobody, as far as this view goes
-                by_entity.setdefault(self._key(ids), []).append(self._observation(partition, offset, event))
+    def _by_entity(self, partition: int, events: Sequence[Placed]) -> dict[bytes, list[Seen]]:
+        by_entity: defaultdict[bytes, list[Seen]] = defaultdict(list)
+        names, keys = self.view.join_keys, self._keys
+        for offset, (_, _, time, columns) in events:
+            ids = tuple([columns[name] for name in names])
+            key = keys.get(ids)
+            if key is None:
+                if None in ids:  # an event of nobody, as far as this view goes
+                    continue
+                key = self._remembered(ids)
+            by_entity[key].append((time, offset, self._values(columns, time, partition, offset)))
         return by_entity
 
-    def _observation(self, partition: int, offset: int, event: Event) -> Observation:
-        values: list[PartValue] = []
-        for part in self.view.layout.parts:
-            value = event.columns[part.column]
-            hashed = digest(repr(value or 0)) if part.kind == "distinct" else 0  # -0.0 is 0.0
-            values.append(observe(part, value, hashed, event.time, partition, offset))
-        return Observation(event.time, partition, offset, tuple(values))
+    def _remembered(self, ids: tuple[Scalar, ...]) -> bytes:
+        if len(self._keys) >= _KEYS_KEPT:
+            self._keys.clear()
+        key = self._keys[ids] = self._key(ids)
+        return key
 
-    def _fold_one(self, field: _Field, observations: Sequence[Observation]) -> tuple[_Field | None, int]:
-        """Fold into `field`, in place: the field if it has to be written, and how many events were late."""
-        changed, late = False, 0
-        for observation in observations:
-            if observation.offset > field.offset:
-                if field.tiles.fold(self.view.layout, observation):
-                    field.offset, changed = observation.offset, True
-                else:
-                    late += 1
-        return (field if changed else None), late
+    def _values(self, columns: Mapping[str, Scalar], time: int, partition: int, offset: int) -> list[PartValue]:
+        values: list[PartValue] = []
+        for part, column, counts in self._parts:
+            value = columns[column]
+            if counts:
+                values.append(0 if value is None else 1)
+            else:
+                hashed = digest(repr(value or 0)) if part.kind == DISTINCT else 0  # -0.0 is 0.0
+                values.append(observe(part, value, hashed, time, partition, offset))
+        return values
+
+    def _fold_one(self, field: _Field, seen: Sequence[Seen]) -> tuple[_Field | None, int]:
+        """Fold into `field`, in place: the field if it has to be written, and how many events were late.
+
+        What `Tiles.fold` does with one event after the other, but that old tiles are dropped once, at the end.
+        """
+        folded, tiles, layout = field.offset, field.tiles, self.view.layout
+        by_hop, hop, newest = tiles.by_hop, layout.hop, tiles.newest
+        oldest = _NEVER if newest is None else newest // hop - layout.hops_kept
+        late = 0
+        for time, offset, values in seen:
+            if offset <= field.offset:
+                continue
+            number = time // hop
+            if number < oldest:
+                late += 1
+                continue
+            folded = offset
+            tile = by_hop.get(number)
+            if tile is None:
+                by_hop[number] = values
+            else:
+                for i, kind in self._merging:
+                    if kind:
+                        tile[i] = merge(kind, tile[i], values[i])
+                    else:
+                        tile[i] += values[i]  # type: ignore[operator, assignment]  # whole numbers
+            if newest is None or time > newest:
+                newest, oldest = time, number - layout.hops_kept
+        if folded == field.offset:
+            return None, late
+        field.offset, tiles.newest = folded, newest
+        if min(by_hop) < oldest:
+            for gone in [number for number in by_hop if number < oldest]:
+                del by_hop[gone]
+        return field, late
 
     def _fields(
         self, cache: FieldCache, field: bytes, partition: int, stored: Progress, keys: Sequence[bytes]
@@ -161,21 +209,30 @@ class PresenceFolder:
 
     def __init__(self, view: PresenceView, store: StreamStore) -> None:
         self.view, self._store = view, store
+        self._groups: dict[tuple[Scalar, ...], str] = {}
 
     def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
-        """Apply events of one topic in any order; none is ever late. `cache` is not used: the store compares."""
+        """Apply events of one topic in any order; none is ever late. `cache` is not used: the store compares.
+
+        They are sent only: whoever folds has the store `settle` before anything is said about it.
+        """
         if not events:
             return 0
-        moves = []
-        for offset, event in events:
-            columns = event.columns
-            group = layout.group_name([columns[name] for name in self.view.join_keys])
-            moves.append(PresenceEvent(str(columns[self.view.member]), event.time, offset, self._state(event), group))
-        self._store.apply_presence(self.view, events[0][1].topic, partition, stored.epoch, moves)
+        moves: list[PresenceEvent] = []
+        names, member, state = self.view.join_keys, self.view.member, self.view.state
+        for offset, (topic, _, time, columns) in events:
+            ids = tuple([columns[name] for name in names])
+            group = self._groups.get(ids) or self._remembered(ids)
+            said = topic if state == TOPIC_STATE else str(columns[state])
+            moves.append(PresenceEvent(str(columns[member]), time, offset, said, group))
+        self._store.send_presence(self.view, events[0][1].topic, partition, stored.epoch, moves)
         return 0
 
-    def _state(self, event: Event) -> str:
-        return event.topic if self.view.state == TOPIC_STATE else str(event.columns[self.view.state])
+    def _remembered(self, ids: tuple[Scalar, ...]) -> str:
+        if len(self._groups) >= _KEYS_KEPT:
+            self._groups.clear()
+        group = self._groups[ids] = layout.group_name(ids)
+        return group
 
 
 Folder = WindowFolder | PresenceFolder

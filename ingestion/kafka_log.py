@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,11 +20,19 @@ from kafka import (
 )
 from kafka import TopicPartition as KafkaPartition
 from kafka.codec import has_lz4
+from kafka.consumer.fetcher import Fetcher
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError, TopicAlreadyExistsError
+from kafka.errors import (
+    CorruptRecordError,
+    KafkaError,
+    LogTruncationError,
+    OffsetOutOfRangeError,
+    TopicAlreadyExistsError,
+)
 from kafka.net.compat import KafkaNetClient
 from kafka.structs import MemberState
 
+from ingestion.kafka_records import plain_records
 from ingestion.log import LogUnavailable, Message, PositionGone, Record, Released, StartAt, TopicPartition
 from ingestion.partitioner import partition_of
 
@@ -35,6 +44,14 @@ _CLIENT = {
     "request_timeout_ms": _ANSWER_MS,
     "reconnect_backoff_max_ms": 1_000,  # a broker that comes back is found within a second
 }
+FETCHING = {
+    "isolation_level": "read_committed",  # others may write here in transactions
+    "fetch_max_wait_ms": 50,
+    "max_poll_records": 20_000,
+    "max_partition_fetch_bytes": 4 * 1024 * 1024,  # a backlog in large batches: each entity is written once a batch
+    "metrics_enabled": False,
+}
+"""How consumers read, in the client's own terms."""
 
 
 @contextmanager
@@ -172,13 +189,10 @@ class KafkaLog:
                 auto_offset_reset="none",
                 enable_auto_commit=False,
                 allow_auto_create_topics=False,
-                isolation_level="read_committed",  # others may write here in transactions
-                fetch_max_wait_ms=50,
-                max_poll_records=5_000,
+                **FETCHING,
                 session_timeout_ms=self._session_timeout_ms,
                 heartbeat_interval_ms=self._session_timeout_ms // 4,
                 partition_assignment_strategy=[RoundRobinPartitionAssignor],  # even over topics with few partitions
-                metrics_enabled=False,
             )
         return KafkaLogConsumer(client, self._prefix, every, group, start_at, released)
 
@@ -271,6 +285,44 @@ class _Joined:
         """There is no error."""
 
 
+class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client has no types
+    """Takes the place of the client's own class for the records of one answer and partition; gives `Record`.
+
+    Checksums, transactions and the marks that end them are seen to as the client does: what it makes of a batch is
+    overruled only where the batch holds plain records. Keys and values are given as they are, and no headers.
+    """
+
+    def __init__(self, prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._prefix = prefix
+        super().__init__(*args, **kwargs)
+
+    def _unpack_records(self, tp: KafkaPartition, records: Any, *deserializers: Any) -> Iterator[Record]:
+        topic = tp.topic.removeprefix(self._prefix)
+        if self.aborted_transactions:
+            for each in super()._unpack_records(tp, records, *deserializers):
+                yield Record(topic, tp.partition, each.offset, each.timestamp, each.key, each.value or b"")
+            return
+        while (batch := records.next_batch()) is not None:
+            if self.check_crcs and not batch.validate_crc():
+                raise CorruptRecordError(f"the batch of {tp} at offset {batch.base_offset} fails its checksum")
+            if batch.magic != 2:
+                raise CorruptRecordError(f"the batch of {tp} at offset {batch.base_offset} is of a format before 2")
+            self.leader_epoch = batch.leader_epoch
+            if not batch.is_control_batch:
+                yield from self._counted(plain_records(batch, topic, tp.partition))
+            self.next_fetch_offset = batch.next_offset  # what compaction took from its end is passed too
+        self.drain()
+
+    def _counted(self, records: Iterator[Record]) -> Iterator[Record]:
+        try:
+            for record in records:
+                self.bytes_read += len(record.value)
+                self.next_fetch_offset = record.offset + 1
+                yield record
+        except ValueError as error:
+            raise CorruptRecordError(str(error)) from None
+
+
 class KafkaLogConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no types
     """`LogConsumer` over a connected Kafka `client`, and the listener of its group's rebalances.
 
@@ -294,6 +346,7 @@ class KafkaLogConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # the 
         self._gained: list[TopicPartition] = []
         self._failure: Exception | None = None
         self._closed = False
+        client._fetcher.PartitionRecords = partial(_Records, prefix)
         if group is None:
             client.assign(every)
             self.on_partitions_assigned(every)
@@ -419,8 +472,7 @@ class KafkaLogConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # the 
 
     def _taken(self, where: TopicPartition, batch: Sequence[Any]) -> list[Record]:
         self._positions[where] = batch[-1].offset + 1
-        # A record without a value, as compaction knows them, says nothing; but it has an offset, and a reader.
-        return [Record(*where, record.offset, record.timestamp, record.key, record.value or b"") for record in batch]
+        return batch  # type: ignore[return-value]  # of `_Records`
 
     def _catch_up(self) -> None:
         """Count what is no record to us (the marks that end transactions) as passed, so that positions reach ends."""

@@ -1,17 +1,19 @@
 """One partition in a worker's hands: how far each view is folded, where to go on, and when to fold anew."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import structlog
 
 from feature_repo.clock import Clock
 from feature_repo.stores.progress import UNKNOWN, Progress, digest
-from feature_repo.stores.stream_store import SeenPlace, StreamStore, Swap
+from feature_repo.stores.stream_store import SeenNote, SeenPlace, StreamStore, Swap
 from feature_repo.views import PresenceView, StreamView
 from feature_repo.windows import MAX_AHEAD_MS
 from ingestion.archive_reader import Archived, ArchivedLog
-from ingestion.folding import FieldCache, LostPartition
+from ingestion.folding import FieldCache, LostPartition, Placed
 from ingestion.log import EventLog, TopicPartition
 from ingestion.seen import BUCKET_MS, SeenIds
 
@@ -51,7 +53,7 @@ class Partition:
     archived_to: int
     """Where the log goes on from there."""
     cache: FieldCache = field(default_factory=lambda: FieldCache(CACHED_FIELDS))
-    _new_ids: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    _new_ids: defaultdict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
 
     @property
     def start(self) -> int:
@@ -75,26 +77,35 @@ class Partition:
                 fold.offset = offset
                 fold.complete_until = max(fold.complete_until, complete_until)
 
-    def is_repeat(self, hashed: int, offset: int, time: int) -> bool:
-        """Whether an event repeats one of a lower offset; an event that does not is noted for `store_seen`."""
-        if self.seen.is_repeat(hashed, offset, time):
-            return True
-        self._new_ids.setdefault(time // BUCKET_MS, []).append((hashed, offset))
-        return False
+    def fresh(self, events: Sequence[Placed]) -> list[Placed]:
+        """The events that do not repeat one of a lower offset; they are noted for `store_seen`."""
+        found: list[Placed] = []
+        is_repeat, new_ids = self.seen.is_repeat, self._new_ids
+        for placed in events:
+            offset, (_, event_id, time, _) = placed
+            hashed = digest(event_id)
+            if not is_repeat(hashed, offset, time):
+                new_ids[time // BUCKET_MS].append((hashed, offset))
+                found.append(placed)
+        return found
 
-    def store_seen(self, store: StreamStore) -> None:
-        """Write the ids noted since the last call, before any progress speaks for them, and drop old ones."""
-        if self._new_ids:
-            store.note_seen(self.place, self._new_ids, expires_s=self.seen.expires_s)
-            self._new_ids = {}
+    def take_notes(self) -> SeenNote:
+        """The ids noted since the last call, to be written before any progress speaks for them."""
+        taken, self._new_ids = self._new_ids, defaultdict(list)
+        return SeenNote(self.place, taken, self.seen.expires_s)
+
+    def forget_old(self, store: StreamStore) -> None:
+        """Drop the ids that no window reaches any more."""
         gone = self.seen.prune()
         if not self.place.side:  # the others rely on longer reaches, maybe
             store.forget_seen(self.place, gone)
 
-    def store_progress(self, store: StreamStore) -> bool:
-        """Write the progress of every view; False if another than was written last is stored of one."""
-        swaps = [Swap(f.view.tiles_hash, f.stored, f.progress(self.seen.newest)) for f in self.folds]
-        found = store.swap_progress(*self.where, swaps)
+    def swaps(self) -> list[Swap]:
+        """How far every view is, to be written over what was written last."""
+        return [Swap(f.view.tiles_hash, f.stored, f.progress(self.seen.newest)) for f in self.folds]
+
+    def swapped(self, swaps: Sequence[Swap], found: Sequence[Progress | None]) -> bool:
+        """Take note of what was written; False if another than was written last is stored of a view."""
         for fold, swap, other in zip(self.folds, swaps, found, strict=True):
             if other is None:
                 fold.stored = swap.new
@@ -104,6 +115,24 @@ class Partition:
                     "progress is not what was written last", found=other.offset, written=swap.new.offset, **said
                 )
         return all(other is None for other in found)
+
+
+def store_seen(partitions: Sequence[Partition], store: StreamStore) -> None:
+    """Write the ids that were noted in these partitions, and drop old ones."""
+    notes = [note for each in partitions if (note := each.take_notes()).seen]
+    if notes:
+        store.note_seen(notes)
+    for each in partitions:
+        each.forget_old(store)
+
+
+def store_progress(partitions: Sequence[Partition], store: StreamStore) -> list[Partition]:
+    """Write the progress of these partitions; those of which another than was written last is stored."""
+    swaps = [each.swaps() for each in partitions]
+    placed = [(*each.where, swap) for each, own in zip(partitions, swaps, strict=True) for swap in own]
+    found = iter(store.swap_all(placed) if placed else [])
+    stored = zip(partitions, swaps, strict=True)
+    return [each for each, own in stored if not each.swapped(own, list(islice(found, len(own))))]
 
 
 class PartitionOpener:

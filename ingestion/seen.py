@@ -1,5 +1,6 @@
 """Which events are repeats: the same `event_id` again on a partition counts once, the lowest offset's."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 from feature_repo.windows import REPEAT_SLACK_MS
@@ -13,7 +14,7 @@ class SeenIds:
     def __init__(self, reach_ms: int) -> None:
         self._reach = reach_ms + REPEAT_SLACK_MS
         self._offsets: dict[int, int] = {}
-        self._buckets: dict[int, list[int]] = {}
+        self._buckets: defaultdict[int, list[int]] = defaultdict(list)
         self.newest: int | None = None
 
     @property
@@ -35,10 +36,15 @@ class SeenIds:
     def is_repeat(self, hashed: int, offset: int, time: int) -> bool:
         """Whether the event at `offset` repeats one at a lower offset; notes it if it does not."""
         known = self._offsets.get(hashed)
-        if known is not None and known < offset:
+        if known is None:
+            self._offsets[hashed] = offset
+            self._buckets[time // BUCKET_MS].append(hashed)
+        elif known < offset:
             return True
-        self._note(hashed, offset, time // BUCKET_MS)
-        self.newest = time if self.newest is None else max(self.newest, time)
+        elif offset < known:
+            self._offsets[hashed] = offset
+        if self.newest is None or time > self.newest:
+            self.newest = time
         return False
 
     def prune(self) -> list[int]:
@@ -58,6 +64,6 @@ class SeenIds:
     def _note(self, hashed: int, offset: int, bucket: int) -> None:
         known = self._offsets.get(hashed)
         if known is None:
-            self._buckets.setdefault(bucket, []).append(hashed)
+            self._buckets[bucket].append(hashed)
         if known is None or offset < known:
             self._offsets[hashed] = offset

@@ -4,14 +4,15 @@ It resumes at the progress in the online store, never at the log's committed off
 what it holds, reads the progress again and goes on from there; the fence makes doing things twice harmless.
 """
 
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import structlog
 
 from feature_repo.clock import Clock
-from feature_repo.stores.progress import digest
 from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.stores.tile_codec import CorruptField
@@ -19,19 +20,29 @@ from feature_repo.views import StreamView
 from ingestion.archive_reader import Archived, ArchivedLog
 from ingestion.dead_letters import dead_letter
 from ingestion.definition_checks import check_views
-from ingestion.events import DEAD_LETTERS, BadEvent, Event, parse
+from ingestion.events import DEAD_LETTERS, BadEvent, parse
 from ingestion.folding import Folder, LostPartition, Placed, folder_of
 from ingestion.log import EventLog, LogConsumer, LogUnavailable, Message, PositionGone, Record, TopicPartition
-from ingestion.partitions import Partition, PartitionOpener
+from ingestion.partitions import Partition, PartitionOpener, store_progress, store_seen
 
 GROUP = "tiffin-worker"
+_NEW_OBJECTS = 50_000
 PROGRESS_EVERY_MS = 1000
 SAY_EVERY_S = 60.0
 POLL_MS = 50
-MAX_RECORDS = 5000
+MAX_RECORDS = 20_000
 _BACKOFF_S = (0.1, 0.3, 1.0, 2.0)
 
+_Done = tuple[Partition, int, int]
+"""A partition, the offset below which all is folded, and the instant before which all that was appended is."""
+
 logger = structlog.get_logger(__name__)
+
+
+def spare_the_collector() -> None:
+    """Let Python look for garbage less often: a batch's thousands of objects live on for a moment, and then all go."""
+    gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS, 20, 20)
 
 
 @dataclass
@@ -84,11 +95,8 @@ class Worker:
             self._consumer = self.log.consumer(self.topics, self.group, self._start_at, self._released)
         self._open_missing(self._consumer)
         records = self._fold_archived(self._consumer)
-        for where, batch in self._consumer.poll(timeout_ms, max_records).items():
-            held = self._held.get(where)
-            if held is not None and held.archived is None:
-                self._fold_records(held, batch)
-                records += len(batch)
+        if polled := self._consumer.poll(timeout_ms, max_records):
+            records += self._fold_polled(polled)
         if due:
             self.write_progress()
         return records
@@ -130,15 +138,12 @@ class Worker:
         if consumer is None:
             return
         ends = consumer.ends() if self._held else {}
-        done: dict[TopicPartition, int] = {}
-        for where, held in list(self._held.items()):
-            if where not in ends:
-                continue
-            if held.archived is None and consumer.position(where) >= ends[where]:
+        known = [held for where, held in self._held.items() if where in ends]
+        for held in known:
+            if held.archived is None and consumer.position(held.where) >= ends[held.where]:
                 held.complete(asked)
-            self._store_progress(held)
-            if where in self._held:
-                done[where] = held.offset
+        self._store_progress(known)
+        done = {held.where: held.offset for held in known if held.where in self._held}
         self._progress_at = asked
         consumer.commit(done)
 
@@ -199,14 +204,14 @@ class Worker:
             if held is None:
                 continue
             try:
-                held.store_progress(self.store)
+                store_progress([held], self.store)
             except STORE_DOWN as error:  # whoever comes next folds a little again
                 logger.warning("progress not written on hand-over", where=where, error=str(error))
 
-    def _store_progress(self, held: Partition) -> None:
+    def _store_progress(self, partitions: Sequence[Partition]) -> None:
         # Not what we wrote last: the store came back without its last second, or somebody else folds by now.
-        if not held.store_progress(self.store):
-            self._held.pop(held.where, None)
+        for lost in store_progress(partitions, self.store):
+            self._held.pop(lost.where, None)
 
     def _fold_archived(self, consumer: LogConsumer) -> int:
         """A chunk of each partition that has to be folded out of the archive first: how many events there were."""
@@ -214,8 +219,10 @@ class Worker:
         for held in [held for held in self._held.values() if held.archived is not None]:
             chunk: list[Archived] | None = next(held.archived, None) if held.archived else None
             if chunk:
-                events = [(offset, event) for offset, _, event in chunk if not self._repeats(held, offset, event)]
-                self._fold(held, events, chunk[-1].offset + 1, chunk[-1].append_ms)
+                events = [(offset, event) for offset, _, event in chunk]
+                with self._writing():
+                    self._begin(held, events)
+                    self._finish([(held, chunk[-1].offset + 1, chunk[-1].append_ms)])
                 count += len(chunk)
             elif chunk is None:
                 held.archived = None
@@ -223,42 +230,68 @@ class Worker:
                 consumer.seek(held.where, held.offset)
         return count
 
-    def _fold_records(self, held: Partition, batch: Sequence[Record]) -> None:
+    def _fold_polled(self, polled: Mapping[TopicPartition, Sequence[Record]]) -> int:
+        """Fold what was polled, one partition's records while the store writes those of others: how many records."""
+        count, done = 0, list[_Done]()
+        with self._writing():
+            for where, batch in polled.items():
+                held = self._held.get(where)
+                if held is not None and held.archived is None:
+                    self._begin(held, self._parsed(held, batch))
+                    # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
+                    done.append((held, batch[-1].offset + 1, min(batch[-1].append_ms, self.clock())))
+                    count += len(batch)
+            self._finish(done)
+        return count
+
+    def _parsed(self, held: Partition, batch: Sequence[Record]) -> list[Placed]:
         events: list[Placed] = []
         dead: list[Message] = []
+        start = held.offset
         for record in batch:
-            if record.offset < held.offset:
+            topic, _, offset, append_ms, _, value = record
+            if offset < start:
                 continue
             try:
-                event = parse(record.topic, record.value, record.append_ms)
+                events.append((offset, parse(topic, value, append_ms)))
             except BadEvent as error:
                 dead.append(dead_letter(record, error))
-                continue
-            if not self._repeats(held, record.offset, event):
-                events.append((record.offset, event))
         if dead and not self.side:
             self.log.publish(DEAD_LETTERS, dead)
         self.counts.dead += len(dead)
-        # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
-        self._fold(held, events, batch[-1].offset + 1, min(batch[-1].append_ms, self.clock()))
+        return events
 
-    def _repeats(self, held: Partition, offset: int, event: Event) -> bool:
-        repeats = held.is_repeat(digest(event.event_id), offset, event.time)
-        self.counts.repeats += repeats
-        return repeats
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What is written within goes to one run of the server, and what is still under way is given up if it fails."""
+        self.store.ready()
+        try:
+            with self.store.run.unbroken():
+                yield
+        except BaseException:
+            self.store.hang_up()
+            raise
 
-    def _fold(self, held: Partition, events: Sequence[Placed], end: int, complete_until: int) -> None:
-        """Fold events, all that there are below the offset `end`; then say so, on the same run of the server."""
-        with self.store.run.unbroken():
-            for fold in held.folds:
-                new = [placed for placed in events if placed[0] >= fold.offset]
-                try:
-                    folder = self._folders[fold.view.tiles_hash]
-                    self.counts.late += folder.fold(held.where.partition, fold.stored, held.cache, new)
-                except CorruptField as error:
-                    self._opener.damaged.add((held.where, fold.view.tiles_hash))
-                    raise LostPartition(f"{held.where}: a field of {fold.view.name} is damaged ({error})") from error
-            held.store_seen(self.store)
-            held.advance(max(end, held.offset), complete_until)
-            self._store_progress(held)  # the last write of each batch: where it is stored, all before it is
+    def _begin(self, held: Partition, given: Sequence[Placed]) -> None:
+        """Fold events into every view of the partition. What is sent of it need not be written yet."""
+        events = held.fresh(given)
+        self.counts.repeats += len(given) - len(events)
         self.counts.events += len(events)
+        for fold in held.folds:
+            ahead = bool(events) and events[0][0] < fold.offset
+            new = [placed for placed in events if placed[0] >= fold.offset] if ahead else events
+            try:
+                folder = self._folders[fold.view.tiles_hash]
+                self.counts.late += folder.fold(held.where.partition, fold.stored, held.cache, new)
+            except CorruptField as error:
+                self._opener.damaged.add((held.where, fold.view.tiles_hash))
+                raise LostPartition(f"{held.where}: a field of {fold.view.name} is damaged ({error})") from error
+
+    def _finish(self, done: Sequence[_Done]) -> None:
+        """Wait until all of it is written, and only then say how far each partition is."""
+        self.store.settle()
+        store_seen([held for held, _, _ in done], self.store)
+        for held, end, complete_until in done:
+            held.advance(max(end, held.offset), complete_until)
+        # The last write of each batch: where it is stored, all before it is.
+        self._store_progress([held for held, _, _ in done])

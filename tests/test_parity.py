@@ -98,7 +98,7 @@ def history_edge(patch: pytest.MonkeyPatch) -> None:
 
 def no_fence(patch: pytest.MonkeyPatch) -> None:
     """A write is accepted whatever is stored."""
-    compared = "== ARGV[i + 1]"
+    compared = "== ARGV[at + 1]"
     assert compared in scripts.FENCED_WRITE
     patch.setattr(scripts, "FENCED_WRITE", scripts.FENCED_WRITE.replace(compared, "~= 'anything'"))
 

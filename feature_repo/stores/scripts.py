@@ -3,16 +3,17 @@ below 2**53 only: Lua's numbers lose 64-bit values, so offsets and versions are 
 """
 
 FENCED_WRITE = """
--- KEYS[1] an entity; ARGV: field, the 16 header bytes it was folded from ('' for none), new value; and so on.
+-- KEYS: entities; ARGV: of each a field, the 16 header bytes it was folded from ('' for none), and its new value.
 -- Answers 1 a field that was written, 0 a field that holds something else by now.
 local answers = {}
-for i = 1, #ARGV, 3 do
-  local stored = redis.call('HGET', KEYS[1], ARGV[i])
-  if (stored and string.sub(stored, 1, 16) or '') == ARGV[i + 1] then
-    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
-    answers[#answers + 1] = 1
+for k = 1, #KEYS do
+  local at = 3 * k - 2
+  local stored = redis.call('HGET', KEYS[k], ARGV[at])
+  if (stored and string.sub(stored, 1, 16) or '') == ARGV[at + 1] then
+    redis.call('HSET', KEYS[k], ARGV[at], ARGV[at + 2])
+    answers[k] = 1
   else
-    answers[#answers + 1] = 0
+    answers[k] = 0
   end
 end
 return answers
@@ -66,36 +67,64 @@ return written
 # byte, and group. Sets `<base>:z:<state>:<group>` hold the members by time; of each partition `<base>:a` has what was
 # applied and `<base>:n` the newest time.
 PRESENCE_APPLY = """
--- KEYS[1] the base; ARGV: partition, epoch bytes, last offset bytes, newest time, ttl, then an event each: member,
--- register, time, state, group. The later (time, partition, offset) wins, in whatever order events come. Members that
--- are older than the ttl count nowhere, nor will anything older of theirs: they are forgotten, set by set.
+-- KEYS[1] the base; ARGV: partition, epoch bytes, last offset bytes, newest time, ttl, then of each of some members:
+-- member, register, time. The later (time, partition, offset) wins, in whatever order events come. Members that are
+-- older than the ttl count nowhere, nor will anything older of theirs: they are forgotten, set by set.
 local base = KEYS[1]
-local touched = {}
 local members = base .. ':m'
-local function set_of(state, group) return base .. ':z:' .. state .. ':' .. group end
-for i = 6, #ARGV, 5 do
-  local member, register = ARGV[i], ARGV[i + 1]
-  local stored = redis.call('HGET', members, member)
-  local newer = true
-  if stored then
-    local a1, a2, a3, a4, a5 = struct.unpack('>I4I4I4I4I4', register)
-    local b1, b2, b3, b4, b5 = struct.unpack('>I4I4I4I4I4', stored)
-    if a1 ~= b1 then newer = a1 > b1
-    elseif a2 ~= b2 then newer = a2 > b2
-    elseif a3 ~= b3 then newer = a3 > b3
-    elseif a4 ~= b4 then newer = a4 > b4
-    else newer = a5 > b5 end
-    if newer then
-      local zero = string.find(stored, '\\0', 29, true)
-      redis.call('ZREM', set_of(string.sub(stored, 29, zero - 1), string.sub(stored, zero + 1)), member)
-    end
+local sets = {}
+local function set_of(register)
+  local place = string.sub(register, 29)
+  local set = sets[place]
+  if not set then
+    local zero = string.find(place, '\\0', 1, true)
+    set = base .. ':z:' .. string.sub(place, 1, zero - 1) .. ':' .. string.sub(place, zero + 1)
+    sets[place] = set
   end
-  if newer then
-    redis.call('HSET', members, member, register)
-    redis.call('ZADD', set_of(ARGV[i + 3], ARGV[i + 4]), ARGV[i + 2], member)
-    touched[set_of(ARGV[i + 3], ARGV[i + 4])] = true
+  return set
+end
+local function later(register, stored)
+  local a1, a2 = struct.unpack('>I4I4', register)
+  local b1, b2 = struct.unpack('>I4I4', stored)
+  if a1 ~= b1 then return a1 > b1 end
+  if a2 ~= b2 then return a2 > b2 end
+  local a3, a4, a5 = struct.unpack('>I4I4I4', register, 9)
+  local b3, b4, b5 = struct.unpack('>I4I4I4', stored, 9)
+  if a3 ~= b3 then return a3 > b3 end
+  if a4 ~= b4 then return a4 > b4 end
+  return a5 > b5
+end
+local names = {}
+for i = 6, #ARGV, 3 do names[#names + 1] = ARGV[i] end
+local known = redis.call('HMGET', members, unpack(names))
+local moved, left, entered = {}, {}, {}
+for k = 1, #names do
+  local register, stored = ARGV[3 * k + 4], known[k]
+  if not stored or later(register, stored) then
+    local set = set_of(register)
+    if stored and set_of(stored) ~= set then
+      local from = set_of(stored)
+      local gone = left[from]
+      if not gone then
+        gone = {}
+        left[from] = gone
+      end
+      gone[#gone + 1] = names[k]
+    end
+    moved[#moved + 1] = names[k]
+    moved[#moved + 1] = register
+    local into = entered[set]
+    if not into then
+      into = {}
+      entered[set] = into
+    end
+    into[#into + 1] = ARGV[3 * k + 5]
+    into[#into + 1] = names[k]
   end
 end
+for set, gone in pairs(left) do redis.call('ZREM', set, unpack(gone)) end
+for set, into in pairs(entered) do redis.call('ZADD', set, unpack(into)) end
+if #moved > 0 then redis.call('HSET', members, unpack(moved)) end
 local newest = tonumber(redis.call('HGET', base .. ':n', ARGV[1]) or '-1e18')
 if tonumber(ARGV[4]) > newest then redis.call('HSET', base .. ':n', ARGV[1], ARGV[4]) end
 local applied, before = ARGV[2] .. ARGV[3], redis.call('HGET', base .. ':a', ARGV[1])
@@ -110,7 +139,7 @@ if before then
 end
 if further then redis.call('HSET', base .. ':a', ARGV[1], applied) end
 local oldest = string.format('(%.0f', math.max(newest, tonumber(ARGV[4])) - tonumber(ARGV[5]))
-for set in pairs(touched) do
+for set in pairs(entered) do
   local gone = redis.call('ZRANGEBYSCORE', set, '-inf', oldest, 'LIMIT', 0, 1000)
   if #gone > 0 then
     redis.call('ZREM', set, unpack(gone))

@@ -6,7 +6,7 @@ Used by what writes: workers, a backfill, the parity run. Holds no state: what a
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from feature_repo.settings import Settings
@@ -21,6 +21,7 @@ _REGISTER = struct.Struct(">QIQQ")
 _BIAS = 2**63
 _PRESENCE_CHUNK = 500  # events a script call: Redis answers nobody else meanwhile
 _SCAN_CHUNK = 1000
+_WRITE_CHUNK = 200
 
 
 class FieldWrite(NamedTuple):
@@ -59,6 +60,14 @@ class SeenPlace(NamedTuple):
     side: bool
 
 
+class SeenNote(NamedTuple):
+    """Ids to keep: of buckets the (id hash, offset) pairs, for so many seconds at most."""
+
+    place: SeenPlace
+    seen: Mapping[int, Sequence[tuple[int, int]]]
+    expires_s: int
+
+
 class StreamStore:
     """The stream side of one project's online store. Every method raises one of `redis_client.STORE_DOWN`.
 
@@ -68,10 +77,9 @@ class StreamStore:
     def __init__(self, client: Redis, project: str, run: ServerRun | None = None) -> None:
         self._client, self.project = client, project
         self.run = run or ServerRun()
-        self._fenced_write = client.register_script(scripts.FENCED_WRITE)
-        self._swap_field = client.register_script(scripts.SWAP_FIELD)
         self._replace_hash = client.register_script(scripts.REPLACE_HASH)
-        self._presence_apply = client.register_script(scripts.PRESENCE_APPLY)
+        self._line: Any = None  # a connection on which is sent first, and read later
+        self._unanswered = 0
         self._presence_purge = client.register_script(scripts.PRESENCE_PURGE)
 
     def served(self) -> Served:
@@ -99,12 +107,15 @@ class StreamStore:
 
     def swap_progress(self, topic: str, partition: int, swaps: Sequence[Swap]) -> list[Progress | None]:
         """Store each new progress if its expected one is what is stored: of each None if it was, else what is."""
+        return self.swap_all([(topic, partition, swap) for swap in swaps])
+
+    def swap_all(self, swaps: Sequence[tuple[str, int, Swap]]) -> list[Progress | None]:
+        """The same, of several topics and partitions."""
         pipe = self._client.pipeline(transaction=False)
-        key = layout.progress_key(self.project, topic)
-        for swap in swaps:
-            expected = swap.expected.pack() if swap.expected else b""
+        for topic, partition, swap in swaps:
+            key, expected = layout.progress_key(self.project, topic), swap.expected.pack() if swap.expected else b""
             args = [layout.progress_field(swap.tiles_hash, partition), expected, swap.new.pack()]
-            self._swap_field(keys=[key], args=args, client=pipe)
+            pipe.eval(scripts.SWAP_FIELD, 1, key, *args)
         answers = pipe.execute()
         return [None if done else Progress.unpack(stored[0]) if stored[0] else _NOTHING for done, *stored in answers]
 
@@ -128,17 +139,20 @@ class StreamStore:
     def write_fields(self, writes: Sequence[FieldWrite]) -> list[bool]:
         """Write each field unless its header changed meanwhile: which were written."""
         pipe = self._client.pipeline(transaction=False)
-        for write in writes:
-            self._fenced_write(keys=[write.key], args=[write.field, write.expected, write.value], client=pipe)
-        return [bool(answer[0]) for answer in pipe.execute()]
+        for at in range(0, len(writes), _WRITE_CHUNK):
+            chunk = writes[at : at + _WRITE_CHUNK]
+            args = [word for write in chunk for word in write[1:]]
+            pipe.eval(scripts.FENCED_WRITE, len(chunk), *[write.key for write in chunk], *args)
+        return [bool(answer) for answers in pipe.execute() for answer in answers]
 
-    def note_seen(self, place: SeenPlace, seen: Mapping[int, Sequence[tuple[int, int]]], expires_s: int) -> None:
-        """Append (id hash, offset) pairs to their buckets. Facts about the log: repeating them changes nothing."""
+    def note_seen(self, notes: Sequence[SeenNote]) -> None:
+        """Append ids to their buckets. Facts about the log: repeating them changes nothing."""
         pipe = self._client.pipeline(transaction=False)
-        for bucket, pairs in seen.items():
-            key = self._seen_key(place, bucket)
-            pipe.append(key, b"".join(_SEEN.pack(*pair) for pair in pairs))
-            pipe.expire(key, expires_s)
+        for place, seen, expires_s in notes:
+            for bucket, pairs in seen.items():
+                key = self._seen_key(place, bucket)
+                pipe.append(key, struct.pack(f">{2 * len(pairs)}Q", *chain.from_iterable(pairs)))
+                pipe.expire(key, expires_s)
         pipe.execute()
 
     def forget_seen(self, place: SeenPlace, buckets: Sequence[int]) -> None:
@@ -162,17 +176,58 @@ class StreamStore:
         self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
     ) -> None:
         """Move members to where their latest events put them; in any order, any number of times."""
+        self.ready()
+        self.send_presence(view, topic, partition, epoch, events)
+        self.settle()
+
+    def ready(self) -> None:
+        """Connect for `send_presence`, if need be."""
+        if self._line is None:
+            self._line = self._client.connection_pool.get_connection()
+            self._client.ping()  # so that there is another for what is asked meanwhile
+        self._line.connect()
+
+    def send_presence(
+        self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
+    ) -> None:
+        """What `apply_presence` does, but that it does not wait until it is done: `settle` does."""
         number = layout.log_number(view, topic, partition)
         base = layout.presence_base(self.project, view)
-        iterator = iter(events)
-        while chunk := list(islice(iterator, _PRESENCE_CHUNK)):
-            newest, last = max(e.time for e in chunk), max(e.offset for e in chunk)
-            args: list[Any] = [number, epoch.to_bytes(8, "big"), last.to_bytes(8, "big"), newest, view.ttl]
-            for e in chunk:
-                register = _REGISTER.pack(e.time + _BIAS, number, e.offset, epoch)
-                state, group = e.state.encode(), e.group.encode()
-                args += [e.member, register + state + b"\0" + group, e.time, state, group]
-            self._presence_apply(keys=[base], args=args)
+        head = [number, epoch.to_bytes(8, "big")]
+        tails: dict[tuple[str, str], bytes] = {}
+        commands: list[tuple[Any, ...]] = []
+        for at in range(0, len(events), _PRESENCE_CHUNK):
+            chunk = events[at : at + _PRESENCE_CHUNK]
+            newest, last = max([e[1] for e in chunk]), max([e[2] for e in chunk])
+            args: list[Any] = [*head, last.to_bytes(8, "big"), newest, view.ttl]
+            for member, time, offset, state, group in _latest(chunk):
+                tail = tails.get((state, group))
+                if tail is None:
+                    tail = tails[state, group] = state.encode() + b"\0" + group.encode()
+                args += (member, _REGISTER.pack(time + _BIAS, number, offset, epoch) + tail, time)
+            commands.append(("EVAL", scripts.PRESENCE_APPLY, 1, base, *args))
+        try:
+            self._line.send_packed_command(self._line.pack_commands(commands))
+        except BaseException:
+            self.hang_up()
+            raise
+        self._unanswered += len(commands)
+
+    def settle(self) -> None:
+        """Wait until all that was sent is done. Raises what the store answers to any of it."""
+        try:
+            while self._unanswered:
+                self._line.read_response()
+                self._unanswered -= 1
+        except BaseException:
+            self.hang_up()
+            raise
+
+    def hang_up(self) -> None:
+        """Wait for nothing of what was sent; it may be done or not."""
+        if self._unanswered or self._line is not None:
+            self._unanswered = 0
+            self._line.disconnect()
 
     def purge_presence(self, view: PresenceView, topic: str, partition: int, epoch: int) -> None:
         """Forget the members whose state comes from this partition's log of an earlier epoch, and its newest time."""
@@ -183,6 +238,16 @@ class StreamStore:
         self._presence_purge(keys=[base], args=head)
         while chunk := list(islice(members, _SCAN_CHUNK)):
             self._presence_purge(keys=[base], args=[*head, *chunk])
+
+
+def _latest(events: Sequence[PresenceEvent]) -> Iterable[PresenceEvent]:
+    """Of each member the latest event: nobody could see the others, for a script applies all of them at once."""
+    latest: dict[str, PresenceEvent] = {}
+    for event in events:
+        other = latest.setdefault(event[0], event)
+        if other is not event and event[1:3] > other[1:3]:  # time and offset
+            latest[event[0]] = event
+    return latest.values()
 
 
 def open_stream_store(settings: Settings, project: str) -> StreamStore:

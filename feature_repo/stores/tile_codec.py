@@ -10,6 +10,7 @@ Columns are whole numbers in the narrowest width that fits, so a field is small,
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from feature_repo.windows import COUNT, DISTINCT, LAST, SQUARES, SUM, Columns, Layout, PartValue, Tiles
@@ -55,11 +56,11 @@ def pack(header: Header, layout: Layout, tiles: Tiles) -> bytes:
     for i, part in enumerate(layout.parts):
         columns += _columns(part.kind, [tiles.by_hop[hop][i] for hop in hops], hashes)
     codes = "".join(_width(column) for column in columns)
-    out = [
-        pack_header(header),
-        _BODY.pack(_VERSION, tiles.newest, hops[0], len(hops)),
-        codes.encode(),
-    ]
+    head = (_VERSION, tiles.newest, hops[0], len(hops), codes.encode())
+    if _WIDE not in codes:
+        body = _whole(codes, len(hops), len(hashes)).pack(*head, *chain.from_iterable(columns), *hashes)
+        return pack_header(header) + body
+    out = [pack_header(header), _BODY.pack(*head[:4]), head[4]]
     for code, column in zip(codes, columns, strict=True):
         if code == _WIDE:
             out += [value.to_bytes(16, "little", signed=True) for value in column]
@@ -67,6 +68,13 @@ def pack(header: Header, layout: Layout, tiles: Tiles) -> bytes:
             out.append(struct.pack(f"<{len(column)}{code}", *column))
     out.append(struct.pack(f"<{len(hashes)}Q", *hashes))
     return b"".join(out)
+
+
+@lru_cache(maxsize=4096)
+def _whole(codes: str, count: int, hashes: int) -> struct.Struct:
+    """All of a field behind its header, without wide columns."""
+    columns = "".join(f"{count}{code}" for code in codes)
+    return struct.Struct(f"{_BODY.format}{len(codes)}s{columns}{hashes}Q")
 
 
 def unpack(layout: Layout, partition: int, data: bytes) -> Tiles:
@@ -114,6 +122,8 @@ def _columns(kind: str, values: Sequence[PartValue], hashes: list[int]) -> list[
 
 def _width(column: Sequence[int]) -> str:
     low, high = min(column), max(column)
+    if low >= 0 and high < 2**8:
+        return "B"
     for code, least, bound in _WIDTHS:
         if least <= low and high < bound:
             return code
