@@ -124,9 +124,9 @@ def handover_drops(patch: pytest.MonkeyPatch) -> None:
 
 def last_write_wins(patch: pytest.MonkeyPatch) -> None:
     """A member is where the latest write puts it, not its latest event."""
-    compared = "if a1 ~= b1 then newer = a1 > b1"
+    compared = "not stored or later(register, stored)"
     assert compared in scripts.PRESENCE_APPLY
-    patch.setattr(scripts, "PRESENCE_APPLY", scripts.PRESENCE_APPLY.replace(compared, "if true then newer = true"))
+    patch.setattr(scripts, "PRESENCE_APPLY", scripts.PRESENCE_APPLY.replace(compared, "true"))
 
 
 @pytest.mark.parametrize(
