@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -68,7 +69,7 @@ def register(connection: Connection, rows: EntityRows, keys: Mapping[str, ValueT
     if missing:
         raise FeastEntityDFMissingColumnsError({*keys, rows.stamp}, missing)  # type: ignore[no-untyped-call] # Feast left it untyped
     columns = {
-        "__row": pa.array(range(rows.table.num_rows), pa.int64()),
+        "__row": pa.array(np.arange(rows.table.num_rows)),
         "__us": rows.table[rows.stamp].cast(pa.int64()),
     }
     columns |= {name: _ids(name, rows.table[name], kind) for name, kind in keys.items()}
