@@ -1,5 +1,6 @@
 """Projects of batch views for the offline benchmarks: the same definitions and files for our stores and Feast's."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,3 +82,12 @@ def write_rows(folder: Path, name: str, rows: int, seed: int, ids: int = RESTAUR
         values = dice.integers(0, 1000, rows) if feature == "n" else dice.normal(20, 5, rows)
         table[f"{name}_{feature}"] = values
     publish_file(folder / f"{name}.parquet", pa.table(table))
+
+
+def answer_hash(table: pa.Table, features: Sequence[str]) -> str:
+    """A hash of the features by the column ``row``, whatever the order of the rows; numbers are compared as doubles."""
+    frame = table.select(["row", *features]).to_pandas().sort_values("row")
+    digest = hashlib.sha256()
+    for name in ("row", *features):
+        digest.update((frame[name].to_numpy(np.float64, na_value=np.nan) + 0.0).tobytes())
+    return digest.hexdigest()[:16]

@@ -37,8 +37,8 @@ def batch_sql(join: Join, span: Span, versions: bool = False, repeated: int | No
 
     With `versions` also the row's ``__event`` and ``__created`` (µs), whatever its age; null if there is none.
 
-    `repeated` says how many moments the table ``repeated`` holds: those of which there are several rows, so that all
-    other rows are the only ones of theirs. None: that was not looked for, and there is no such table.
+    `repeated` says how many moments the table ``repeated_0`` holds: those of which there are several rows, so that
+    all other rows are the only ones of theirs. None: that was not looked for, and there is no such table.
     """
     source = join.source
     files = source.files()
@@ -60,16 +60,10 @@ def batch_sql(join: Join, span: Span, versions: bool = False, repeated: int | No
     )
 
 
-def written_rows_sql(join: Join) -> str | None:
-    """How many rows a batch source has; None if it has no files."""
+def moments_sql(join: Join, span: Span) -> str | None:
+    """The moment of each row that can matter, as ``hash``; None if there are no files."""
     files = join.source.files()
-    return f"SELECT count(*) FROM {relation(files)}" if files else None
-
-
-def moments_sql(join: Join, span: Span, parts: int = 1, part: int = 0) -> str:
-    """The ``moment`` of each row that can matter; of `parts` into which moments fall, one."""
-    moments = f"SELECT {_moment(join)} AS moment FROM {relation(join.source.files())} WHERE {_written(join, span)}"
-    return f"FROM ({moments}) WHERE moment % {parts} = {part}" if parts > 1 else moments
+    return f"SELECT {_moment(join)} AS hash FROM {relation(files)} WHERE {_written(join, span)}" if files else None
 
 
 def _columns(join: Join, span: Span) -> list[str]:
@@ -110,7 +104,7 @@ def _newest_of_moments(join: Join, read: str, written: str, repeated: int) -> st
         return f"{read} WHERE {written}"
     moment, of_one = _moment(join), partitioned([*join.key_names, "__event"])
     return (
-        f"{read} WHERE {written} AND {moment} NOT IN (FROM repeated) UNION ALL "
-        f"(FROM ({read} WHERE {written} AND {moment} IN (FROM repeated)) QUALIFY row_number() OVER "
+        f"{read} WHERE {written} AND {moment} NOT IN (FROM repeated_0) UNION ALL "
+        f"(FROM ({read} WHERE {written} AND {moment} IN (FROM repeated_0)) QUALIFY row_number() OVER "
         f"({of_one} ORDER BY __created DESC NULLS LAST, filename DESC, file_row_number DESC) = 1)"
     )
