@@ -27,7 +27,7 @@ def features_of(connection: Connection, joins: Sequence[Join], span: Span, rows:
 
 
 def _query(connection: Connection, join: Join, span: Span) -> str:
-    """The view's query, which knows what is there again: to sort all of history for the little that is would cost most."""
+    """The view's query, told what is there again: to sort all of history for the little that is would cost most."""
     if isinstance(join.view, BatchView):
         # By arrival a row is the newest from when it is known on, whatever its event time.
         return batch_sql(join, span, repeated=None if span.arrival else _find(connection, moments_sql(join, span), 0))

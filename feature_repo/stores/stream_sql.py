@@ -26,7 +26,6 @@ from feature_repo.stores.sources import Source, null_of, relation
 from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
 from feature_repo.windows import DISTINCT_BOUND, SCALE, Aggregate
 
-
 _HASH = "hash(id)"
 
 
@@ -63,7 +62,7 @@ def stream_sql(join: Join, span: Span, repeated: Sequence[int | None] = ()) -> s
 
 
 def ids_sql(join: Join, topic: int, span: Span) -> str | None:
-    """A hash of the ``event_id`` of each of one topic's records that can matter, as ``hash``; None if it has no files."""
+    """A hash of the ``event_id`` of each of one topic's records that can matter, as ``hash``; None without files."""
     records = records_sql(join, topic, span)
     return f"SELECT {_HASH} AS hash FROM ({records})" if records else None
 
@@ -128,7 +127,7 @@ def _events(join: Join, topic: int, span: Span, repeated: int | None) -> str | N
     memory, (since, until) = join.memories[topic], reached(join, span)
     known, also_logged, gone = "t", "logged IS NULL", "CAST(NULL AS BIGINT)"
     if span.arrival and join.sources[topic].created:
-        known, also_logged, gone = "appended", "coalesce(logged > appended, true)", "logged"
+        known, also_logged, gone = "greatest(t, appended)", "coalesce(logged > appended, true)", "logged"
     once = _once(records, memory, f"repeated_{topic}", repeated)
     return (
         f"SELECT * EXCLUDE (appended, part, id, logged), {known} AS known, {topic << 16} + part AS p, "
@@ -155,18 +154,19 @@ def _values(join: Join, topic: int) -> list[str]:
     if isinstance(view, PresenceView):
         state = literal(view.topics[topic]) if view.state == TOPIC_STATE else source.column(view.state)
         return [f"{source.column(view.member)} AS member", f"{state} AS state"]
-    return [f"{value} AS v{i}" for i, value in enumerate(_taken(join))]
+    return [f"{column} AS v{i}" for i, column in enumerate(_columns(join))]
 
 
-def _taken(join: Join) -> list[str]:
-    """SQL for what a window view's aggregates take of an event, each once; numbers are whole millionths, as in tiles."""
-    return list(dict.fromkeys(_value(join.source, a) for a, _ in _aggregates(join)))
+def _columns(join: Join) -> list[str]:
+    """SQL for what a window view's aggregates read of an event, each once."""
+    return list(dict.fromkeys(_column(join.source, a) for a, _ in _aggregates(join)))
 
 
-def _value(source: Source, a: Aggregate) -> str:
+def _column(source: Source, a: Aggregate) -> str:
     raw = source.column(a.column)
-    values = {"count": f"CASE WHEN {raw} IS NOT NULL THEN true END", "count_distinct": raw}
-    return values.get(a.function, f"CAST(floor({raw} * {SCALE} + 0.5) AS BIGINT)")
+    if a.function == "count":  # its text, if it is one, need not be carried along
+        return f"CASE WHEN {raw} IS NOT NULL THEN true END"
+    return raw if a.function == "count_distinct" else f"CAST({raw} AS DOUBLE)"
 
 
 def _aggregates(join: Join) -> list[tuple[Aggregate, str]]:
@@ -188,13 +188,13 @@ def windows_sql(
 
     Each of the `ways` gives each feature once, and all that is `told` is told of the events that any way may count.
     """
-    aggregates, taken = _aggregates(join), _taken(join)
+    aggregates, columns = _aggregates(join), _columns(join)
     hop, longest = view.layout.hop, max(a.window for a, _ in aggregates)
     stretch = longest + hop
     parts: dict[str, str] = {}
     results = []
     for a, output in aggregates:
-        value = f"e.v{taken.index(_value(join.source, a))}"
+        value = f"e.v{columns.index(_column(join.source, a))}"
         within = "true" if a.window == longest else f"e.t >= a.floor - {a.window}"
         for suffix, counts in ways:
             sums = _parts(a.function, value, f"{within} AND {counts}")
@@ -218,8 +218,13 @@ def windows_sql(
 
 
 def _parts(function: str, value: str, where: str) -> dict[str, str]:
-    """SQL for what a feature is computed from, by the names that `result_sql` has for it; nulls are skipped."""
-    only = f" FILTER (WHERE {where})"
+    """SQL for what a feature is computed from, by the names that `result_sql` has for it; nulls are skipped.
+
+    Numbers are whole millionths, as in the tiles; made so only of what counts, which may be little of history.
+    """
+    only, known = f" FILTER (WHERE {where})", f" FILTER (WHERE {value} IS NOT NULL AND {where})"
+    if function not in ("count", "count_distinct"):
+        value = f"CAST(floor({value} * {SCALE} + 0.5) AS BIGINT)"
     count, total = f"count({value}){only}", f"sum({value}){only}"
     return {
         "count": {"n": count},
@@ -229,7 +234,7 @@ def _parts(function: str, value: str, where: str) -> dict[str, str]:
         "std": {"n": count, "x": total, "q": f"sum(CAST({value} AS HUGEINT) * {value}){only}"},
         "min": {"x": f"min({value}){only}"},
         "max": {"x": f"max({value}){only}"},
-        "last": {"x": f"max_by({value}, (e.t, e.p, e.o)) FILTER (WHERE {value} IS NOT NULL AND {where})"},
+        "last": {"x": f"max_by({value}, (e.t, e.p, e.o)){known}"},
     }[function]
 
 
