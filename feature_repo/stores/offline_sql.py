@@ -23,12 +23,16 @@ def newest_rows_sql(source: Source, view: BatchView, files: Sequence[Path], firs
     keys = [f"{source.column(key)} AS {identifier(key)}" for key in view.join_keys]
     values = [f"{source.column(name)} AS {identifier(name)}" for name in view.features]
     created = source.micros(source.created) if source.created else "0"
-    partition = ", ".join(source.column(key) for key in view.join_keys)
-    return (
-        f"SELECT {', '.join(keys + values)}, {source.micros(source.time)} AS __event, {created} AS __created "
-        f"FROM {relation(files)} WHERE {source.within(source.time, first_us, last_us)} "
-        f"QUALIFY row_number() OVER (PARTITION BY {partition} "
-        f"ORDER BY __event DESC, __created DESC, filename DESC, file_row_number DESC) = 1"
+    whose = ", ".join(identifier(key) for key in view.join_keys)
+    read = (
+        f"SELECT {', '.join(keys + values)}, {source.micros(source.time)} AS __event, {created} AS __created, "
+        f"filename, file_row_number FROM {relation(files)} WHERE {source.within(source.time, first_us, last_us)}"
+    )
+    return (  # the few rows of the newest times are sorted, not all
+        f"SELECT * EXCLUDE (filename, file_row_number) FROM ({read}) "
+        f"JOIN (SELECT {whose}, max(__event) AS __event FROM ({read}) GROUP BY {whose}) USING ({whose}, __event) "
+        f"QUALIFY row_number() OVER (PARTITION BY {whose} "
+        "ORDER BY __created DESC, filename DESC, file_row_number DESC) = 1"
     )
 
 

@@ -27,12 +27,14 @@ __all__ = [
     "STORE_DOWN",
     "AsyncRedis",
     "AsyncScript",
+    "RawConnection",
     "Redis",
     "RedisError",
     "Script",
     "ServerRun",
     "connect",
     "connect_async",
+    "raw_connection",
 ]
 
 
@@ -79,6 +81,35 @@ def connect_async(settings: Settings, timeout_s: float = 1.0) -> AsyncRedis:
     options["retry"] = redis.asyncio.retry.Retry(NoBackoff(), 0)
     with _readable_url():
         return AsyncRedis.from_url(_url(settings), **options)
+
+
+class RawConnection:
+    """A connection that is sent whole commands in Redis's protocol, many at once."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def send(self, commands: bytes) -> None:
+        """Send commands; their answers are to be read before many more are sent. Raises one of `STORE_DOWN`."""
+        self._connection.send_packed_command([commands])
+
+    def answers(self, count: int) -> None:
+        """Read so many answers. Raises one of `STORE_DOWN`, or RedisError if one of them is an error."""
+        for _ in range(count):
+            self._connection.read_response()
+
+
+@contextmanager
+def raw_connection(client: Redis) -> Iterator[RawConnection]:
+    """A connection of the client's; it is closed if something is raised, since answers may still come."""
+    connection = client.connection_pool.get_connection()
+    try:
+        yield RawConnection(connection)
+    except BaseException:
+        connection.disconnect()
+        raise
+    finally:
+        client.connection_pool.release(connection)
 
 
 @contextmanager
