@@ -51,12 +51,12 @@ def restaurant() -> Entity:
     return Entity(name="restaurant", join_keys=["restaurant_id"], value_type=ValueType.INT64)
 
 
-def batch_view(folder: Path, name: str, entity: Entity) -> FeatureView:
+def batch_view(folder: Path, name: str, entity: Entity, ttl: timedelta = TTL) -> FeatureView:
     """A view over ``<folder>/<name>.parquet``; its features are named after it."""
     return FeatureView(
         name=name,
         entities=[entity],
-        ttl=TTL,
+        ttl=ttl,
         schema=[Field(name=f"{name}_{f}", dtype=Int64 if f == "n" else Float64) for f in FEATURES],
         source=FileSource(
             name=f"{name}_rows",

@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ KEYS_A_CALL = 100  # Redis answers nobody else while a script runs
 CALLS_A_PIPELINE = 20
 _VERSION = struct.Struct(">QQ")
 _BIAS = 2**63
+_DIGEST = hashlib.sha1(scripts.NEWEST_WINS.encode(), usedforsecurity=False).hexdigest().encode()
 T = TypeVar("T")
 
 
@@ -73,42 +75,46 @@ def write_batches(
     """Write rows by the batch, as `write_rows` does; after each, how many of its rows were dealt with.
 
     Batches have a column a join key and a feature, named like it, and ``__event`` and ``__created`` (µs, nulls of the
-    latter allowed). Rows that lack a join key are rows of nobody. While the store writes one batch, the next is packed.
-    Raises what `write_rows` does.
+    latter allowed). Rows that lack a join key are rows of nobody. While the store writes one batch the next is packed;
+    no more are held. Raises what `write_rows` does.
     """
-    fields = _fields(view)
-    head = b"".join(map(packing.word, (fields[-1], b"%d" % (len(fields) - 1), *fields[:-1])))
-    expire = packing.word(b"%d" % (expire_s or 0)) + b"".join(
-        map(packing.word, (b"FIELDS", b"%d" % len(fields), *fields))
-    )
-    digest = hashlib.sha1(scripts.NEWEST_WINS.encode(), usedforsecurity=False).hexdigest().encode()
     load = b"*3\r\n" + b"".join(map(packing.word, (b"SCRIPT", b"LOAD", scripts.NEWEST_WINS.encode())))
-    with raw_connection(client) as connection:
-        waiting = 0, 0
+    with raw_connection(client) as connection, ThreadPoolExecutor(1) as sender:
+        under_way: Future[int] | None = None
         for batch in batches:
-            keys, rows = _packed(project, view, batch)
-            commands = [load]
-            for start in range(0, len(keys), KEYS_A_CALL):
-                stop = min(start + KEYS_A_CALL, len(keys))
-                count = stop - start
-                commands.append(b"*%d\r\n" % (4 + len(fields) + count * (1 + len(fields))))
-                commands += [packing.word(b"EVALSHA"), packing.word(digest), packing.word(b"%d" % count)]
-                commands += [packing.data_of(keys, start, stop), head, packing.data_of(rows, start, stop)]
-            calls = 1 + -(-len(keys) // KEYS_A_CALL)
-            if expire_s is not None:  # the row alone: the entity's hash holds other views, and the tiles of streams
-                ends = packing.joined(b"*%d\r\n" % (5 + len(fields)) + packing.word(b"HEXPIRE"), keys, expire)
-                commands.append(packing.data_of(ends, 0, len(ends)))
-                calls += len(keys)
-            connection.send(b"".join(commands))
-            yield from _answered(connection, *waiting)
-            waiting = calls, batch.num_rows
-        yield from _answered(connection, *waiting)
+            commands, count = _commands(project, view, batch, load, expire_s)
+            if under_way is not None:
+                yield under_way.result()
+            under_way = sender.submit(_run, connection, commands, count, batch.num_rows)
+        if under_way is not None:
+            yield under_way.result()
 
 
-def _answered(connection: RawConnection, calls: int, rows: int) -> Iterator[int]:
-    connection.answers(calls)
-    if rows:
-        yield rows
+def _run(connection: RawConnection, commands: bytes, count: int, rows: int) -> int:
+    connection.run(commands, count)
+    return rows
+
+
+def _commands(
+    project: str, view: BatchView, batch: pa.RecordBatch, first: bytes, expire_s: int | None
+) -> tuple[bytes, int]:
+    """What writes a batch, behind the command `first`, and how many commands that are."""
+    fields = _fields(view)
+    named = b"".join(map(packing.word, (fields[-1], b"%d" % (len(fields) - 1), *fields[:-1])))
+    keys, rows = _packed(project, view, batch)
+    commands: list[bytes | memoryview[int]] = [first]
+    for start in range(0, len(keys), KEYS_A_CALL):
+        stop = min(start + KEYS_A_CALL, len(keys))
+        commands.append(b"*%d\r\n" % (4 + len(fields) + (stop - start) * (1 + len(fields))))
+        commands += [packing.word(b"EVALSHA"), packing.word(_DIGEST), packing.word(b"%d" % (stop - start))]
+        commands += [packing.data_of(keys, start, stop), named, packing.data_of(rows, start, stop)]
+    count = 1 + -(-len(keys) // KEYS_A_CALL)
+    if expire_s is not None:  # the row alone: the entity's hash holds other views, and the tiles of streams
+        told = b"".join(map(packing.word, (b"%d" % expire_s, b"FIELDS", b"%d" % len(fields), *fields)))
+        expiring = packing.joined(b"*%d\r\n" % (5 + len(fields)) + packing.word(b"HEXPIRE"), keys, told)
+        commands.append(packing.data_of(expiring, 0, len(keys)))
+        count += len(keys)
+    return b"".join(commands), count
 
 
 def _packed(project: str, view: BatchView, batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:

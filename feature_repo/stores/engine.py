@@ -30,7 +30,7 @@ from feature_repo.stores.sources import Source
 from feature_repo.stores.values import micros
 from feature_repo.views import BatchView, compile_view, online_versioning
 
-CHUNK_ROWS = 10_000
+CHUNK_ROWS = 5_000
 
 
 class TiffinComputeEngineConfig(FeastConfigBaseModel):

@@ -97,7 +97,7 @@ def word(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
-def data_of(values: pa.Array, start: int, stop: int) -> memoryview:
+def data_of(values: pa.Array, start: int, stop: int) -> "memoryview[int]":
     """The bytes of the rows from `start` up to `stop`, one behind the other, where they lie."""
     _, offsets, data = values.buffers()
     places = np.frombuffer(offsets, np.int32, len(values) + 1, values.offset * 4)

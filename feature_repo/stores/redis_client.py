@@ -89,12 +89,9 @@ class RawConnection:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    def send(self, commands: bytes) -> None:
-        """Send commands; their answers are to be read before many more are sent. Raises one of `STORE_DOWN`."""
+    def run(self, commands: bytes, count: int) -> None:
+        """Send so many commands and read their answers. Raises one of `STORE_DOWN`, RedisError if one was refused."""
         self._connection.send_packed_command([commands])
-
-    def answers(self, count: int) -> None:
-        """Read so many answers. Raises one of `STORE_DOWN`, or RedisError if one of them is an error."""
         for _ in range(count):
             self._connection.read_response()
 
@@ -106,7 +103,7 @@ def raw_connection(client: Redis) -> Iterator[RawConnection]:
     try:
         yield RawConnection(connection)
     except BaseException:
-        connection.disconnect()
+        connection.disconnect()  # type: ignore[no-untyped-call]
         raise
     finally:
         client.connection_pool.release(connection)
