@@ -1,4 +1,4 @@
-"""A training set of batch features: our offline store beside Feast's own DuckDB store, and beside an ASOF query by hand.
+"""A training set of batch features: our offline store beside Feast's DuckDB store, and beside an ASOF query by hand.
 
 All three read the same Parquet files and give an Arrow table of the same values. The views have no TTL, as Feast's
 have by default: the query by hand then has no age to check, and Feast's joins all earlier rows of a restaurant before

@@ -1,10 +1,12 @@
 """The features of entity rows: each view's query is run, and its answer put into the rows' order."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from feast.value_type import ValueType
 
 from feature_repo.stores.duckdb_client import Connection
 from feature_repo.stores.joins import Join, Span
@@ -29,10 +31,17 @@ def features_of(connection: Connection, joins: Sequence[Join], span: Span, rows:
 def _query(connection: Connection, join: Join, span: Span) -> str:
     """The view's query, told what is there again: to sort all of history for the little that is would cost most."""
     if isinstance(join.view, BatchView):
+        join = replace(join, short=_short_keys(connection, join))
         # By arrival a row is the newest from when it is known on, whatever its event time.
         return batch_sql(join, span, repeated=None if span.arrival else _find(connection, moments_sql(join, span), 0))
     topics = range(len(join.sources))
     return stream_sql(join, span, [_find(connection, ids_sql(join, topic, span), topic) for topic in topics])
+
+
+def _short_keys(connection: Connection, join: Join) -> frozenset[str]:
+    described = connection.execute("SELECT column_name, column_type FROM (DESCRIBE entity_rows)").fetchall()
+    short = {name for name, kind in described if kind == "INTEGER"}
+    return frozenset(column for column, kind in join.kinds.items() if column in short and kind == ValueType.INT64)
 
 
 def _find(connection: Connection, hashes: str | None, number: int) -> int | None:
