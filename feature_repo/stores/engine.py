@@ -7,11 +7,10 @@ again, or over a range that was done, changes nothing. It looks back a whole TTL
 written late are found however long ago the last run was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyarrow as pa
 from feast import Entity, FeatureView, OnDemandFeatureView
 from feast.infra.common.materialization_job import (
     MaterializationJob,
@@ -22,9 +21,8 @@ from feast.infra.compute_engines.base import ComputeEngine
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
-from feast.type_map import python_values_to_proto_values
 
-from feature_repo.stores.batch_rows import Row, write_rows
+from feature_repo.stores.batch_rows import write_batches
 from feature_repo.stores.duckdb_client import connect
 from feature_repo.stores.offline_sql import newest_rows_sql
 from feature_repo.stores.online import TiffinOnlineStore, store_settings
@@ -32,7 +30,7 @@ from feature_repo.stores.sources import Source
 from feature_repo.stores.values import micros
 from feature_repo.views import BatchView, compile_view, online_versioning
 
-CHUNK_ROWS = 10_000
+CHUNK_ROWS = 5_000
 
 
 class TiffinComputeEngineConfig(FeastConfigBaseModel):
@@ -115,10 +113,10 @@ class TiffinComputeEngine(ComputeEngine):
             connection.execute(f"CREATE TEMP TABLE newest AS {query}")
             ((count,),) = connection.execute("SELECT count(*) FROM newest").fetchall()
             bar = task.tqdm_builder(count) if task.tqdm_builder else None
-            for batch in connection.execute("FROM newest").to_arrow_reader(CHUNK_ROWS):
-                write_rows(client, self.repo_config.project, view, _rows(view, batch), expire_s)
+            batches = connection.execute("FROM newest").to_arrow_reader(CHUNK_ROWS)
+            for done in write_batches(client, self.repo_config.project, view, batches, expire_s):
                 if bar is not None:
-                    bar.update(batch.num_rows)
+                    bar.update(done)
             if bar is not None:
                 bar.close()
 
@@ -126,25 +124,3 @@ class TiffinComputeEngine(ComputeEngine):
 def _is_transformed(view: FeatureView) -> bool:
     """Whether its rows are more than its source's columns: what then is to be done, Feast's own engine knows."""
     return bool(getattr(view, "feature_transformation", None) or getattr(view, "source_views", None))
-
-
-def _rows(view: BatchView, batch: pa.RecordBatch) -> Iterator[Row]:
-    ids = [batch.column(key).to_pylist() for key in view.join_keys]
-    names = list(view.features)
-    columns = []
-    for name in names:
-        protos = python_values_to_proto_values(_values(batch.column(name)), view.features[name])
-        columns.append([proto.SerializeToString() for proto in protos])
-    events, created = batch.column("__event").to_pylist(), batch.column("__created").to_pylist()
-    for i in range(batch.num_rows):
-        key = [column[i] for column in ids]
-        if None in key:
-            continue  # a row of nobody
-        yield Row(key, {n: c[i] for n, c in zip(names, columns, strict=True)}, events[i], created[i])
-
-
-def _values(column: pa.Array) -> list[Any]:
-    values: list[Any] = column.to_pylist()
-    if pa.types.is_map(column.type):  # Arrow gives pairs, Feast wants dictionaries
-        return [None if pairs is None else dict(pairs) for pairs in values]
-    return values

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -68,10 +69,10 @@ def register(connection: Connection, rows: EntityRows, keys: Mapping[str, ValueT
     if missing:
         raise FeastEntityDFMissingColumnsError({*keys, rows.stamp}, missing)  # type: ignore[no-untyped-call] # Feast left it untyped
     columns = {
-        "__row": pa.array(range(rows.table.num_rows), pa.int64()),
+        "__row": pa.array(np.arange(rows.table.num_rows)),
         "__us": rows.table[rows.stamp].cast(pa.int64()),
     }
-    columns |= {name: _ids(name, rows.table[name], kind) for name, kind in keys.items()}
+    columns |= {name: _short(_ids(name, rows.table[name], kind)) for name, kind in keys.items()}
     connection.register("entity_input", pa.table(columns))
     connection.execute(
         "CREATE TEMP TABLE entity_rows AS "
@@ -184,6 +185,15 @@ def _ids(name: str, values: pa.ChunkedArray, kind: ValueType) -> pa.ChunkedArray
         return values.cast(pa.int64())
     except pa.ArrowInvalid as error:
         raise BadEntityRows(f"join key {name!r} holds what is no whole number: {_first_line(error)}") from error
+
+
+def _short(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whole numbers in 32 bits if they all fit."""
+    if not pa.types.is_int64(values.type):
+        return values
+    edges = pc.min_max(values).as_py()
+    fits = edges["min"] is not None and edges["min"] >= -(2**31) and edges["max"] < 2**31
+    return values.cast(pa.int32()) if fits else values
 
 
 def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -52,6 +52,11 @@ def key_builder(
     return lambda values: head + b"".join(pack(v) for pack, v in zip(packers, values, strict=True)) + tail
 
 
+def whole_key_parts(project: str, join_key: str) -> tuple[bytes, bytes]:
+    """What lies before and behind the 8 bytes (little-endian) of the id in the key of an entity with one INT64 id."""
+    return _head([join_key]) + struct.pack("<II", Tag.INT64, 8), project.encode()
+
+
 def project_keys(project: str, join_keys: Iterable[Sequence[str]]) -> Callable[[bytes], bool]:
     """A test of Redis keys: this project's streams, and entities with one of these sets of join keys."""
     heads = {_head(names): len(names) for names in join_keys}

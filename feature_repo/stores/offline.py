@@ -23,9 +23,9 @@ from feast.utils import compute_non_entity_date_range
 from feature_repo.stores.duckdb_client import Connection, connect, identifier
 from feature_repo.stores.entity_rows import STAMP, BadEntityRows, EntityRows, read_entity_rows, register, rows_in_range
 from feature_repo.stores.joins import joins_of
-from feature_repo.stores.offline_sql import join_sql
 from feature_repo.stores.online import store_settings
 from feature_repo.stores.parquet_files import append_file, publish_file, replace_file
+from feature_repo.stores.retrieval import features_of
 from feature_repo.stores.sources import Source, relation
 from feature_repo.stores.values import from_micros, micros
 from feature_repo.views import BatchView, compile_view
@@ -140,14 +140,9 @@ class TiffinOfflineStore(OfflineStore):
                 )
             register(connection, entities, {column: kind for join in joins for column, kind in join.kinds.items()})
             span = entities.span(filter_by_created_timestamp)
-            for i, join in enumerate(joins):
-                connection.execute(f"CREATE TEMP TABLE join_{i} AS {join_sql(join, span)}")
-            tables = " ".join(f"LEFT JOIN join_{i} USING (__row)" for i in range(len(joins)))
-            columns = ", ".join(f"o{i}" for i in range(len(names)))
-            found = _arrow(connection, f"SELECT {columns} FROM entity_rows {tables} ORDER BY __row")
-            table = entities.table
-            for name, column in zip(names, found.columns, strict=True):
-                table = table.append_column(name, column)
+            found, table = features_of(connection, joins, span, entities.table.num_rows), entities.table
+            for i, name in enumerate(names):
+                table = table.append_column(name, found[f"o{i}"])
             return table
 
         def metadata() -> RetrievalMetadata:

@@ -31,6 +31,7 @@ __all__ = [
     "STORE_DOWN",
     "AsyncRedis",
     "AsyncScript",
+    "RawConnection",
     "Redis",
     "RedisError",
     "Script",
@@ -40,6 +41,7 @@ __all__ = [
     "connect_async",
     "exchange",
     "open_stream",
+    "raw_connection",
 ]
 
 
@@ -121,6 +123,32 @@ async def open_stream(client: AsyncRedis) -> asyncio.StreamWriter:
     await connection.connect()
     writer, connection._reader, connection._writer = connection._writer, None, None
     return cast(asyncio.StreamWriter, writer)
+
+
+class RawConnection:
+    """A connection that is sent whole commands in Redis's protocol, many at once."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def run(self, commands: bytes, count: int) -> None:
+        """Send so many commands and read their answers. Raises one of `STORE_DOWN`, RedisError if one was refused."""
+        self._connection.send_packed_command([commands])
+        for _ in range(count):
+            self._connection.read_response()
+
+
+@contextmanager
+def raw_connection(client: Redis) -> Iterator[RawConnection]:
+    """A connection of the client's; it is closed if something is raised, since answers may still come."""
+    connection = client.connection_pool.get_connection()
+    try:
+        yield RawConnection(connection)
+    except BaseException:
+        connection.disconnect()  # type: ignore[no-untyped-call]
+        raise
+    finally:
+        client.connection_pool.release(connection)
 
 
 @contextmanager

@@ -37,14 +37,16 @@ return 1
 """
 
 NEWEST_WINS = """
--- KEYS: entities; ARGV: the version field, the count of further fields, then for each entity its version (16 bytes,
--- big-endian) and the fields with their values. A row replaces what is stored unless its version is lower.
-local width = 2 * tonumber(ARGV[2])
-local at = 3
+-- KEYS: entities; ARGV: the version field, the count of further fields and they themselves, then for each entity its
+-- version (16 bytes, big-endian) and those fields' values. A row replaces what is stored unless its version is lower.
+local vs, count = ARGV[1], tonumber(ARGV[2])
+local row = {}
+for f = 1, count do row[2 * f - 1] = ARGV[2 + f] end
+local at = 3 + count
 local written = 0
 for k = 1, #KEYS do
   local version = ARGV[at]
-  local stored = redis.call('HGET', KEYS[k], ARGV[1])
+  local stored = redis.call('HGET', KEYS[k], vs)
   local older = false
   if stored then
     local a1, a2, a3, a4 = struct.unpack('>I4I4I4I4', version)
@@ -55,10 +57,11 @@ for k = 1, #KEYS do
     else older = a4 < b4 end
   end
   if not older then
-    redis.call('HSET', KEYS[k], ARGV[1], version, unpack(ARGV, at + 1, at + width))
+    for f = 1, count do row[2 * f] = ARGV[at + f] end
+    redis.call('HSET', KEYS[k], vs, version, unpack(row, 1, 2 * count))
     written = written + 1
   end
-  at = at + 1 + width
+  at = at + 1 + count
 end
 return written
 """

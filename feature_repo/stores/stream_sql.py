@@ -29,6 +29,8 @@ from feature_repo.stores.sources import Source, null_of, relation
 from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
 from feature_repo.windows import DISTINCT_BOUND, SCALE, Aggregate
 
+_HASH = "hash(id)"
+
 
 class Way(NamedTuple):
     """A way to count: what is put behind the features' names, and which events ``e`` count for an entity row ``a``."""
@@ -45,16 +47,27 @@ class Told(NamedTuple):
     where: str = "true"
 
 
-def stream_sql(join: Join, span: Span) -> str:
-    """The query for a window or presence view."""
+def stream_sql(join: Join, span: Span, repeated: Sequence[int | None] = ()) -> str:
+    """The query for a window or presence view.
+
+    `repeated` says, of each topic k, how many ids the table ``repeated_<k>`` holds (`ids_sql`); None: that was not
+    looked for, and there is no such table.
+    """
     assert isinstance(join.view, StreamView)
-    logs = [events for topic in range(len(join.sources)) if (events := _events(join, topic, span))]
+    known = repeated or [None] * len(join.sources)
+    logs = [events for topic, ids in enumerate(known) if (events := _events(join, topic, span, ids))]
     if not logs:
         return nothing_sql(join)
     if isinstance(join.view, WindowView):
         return windows_sql(join.view, join, logs[0])
     events = " UNION ALL ".join(f"({events})" for events in logs)
     return presence_sql(join.view, join, f"SELECT *, t + {join.view.ttl} AS last FROM ({events})")
+
+
+def ids_sql(join: Join, topic: int, span: Span) -> str | None:
+    """A hash of the ``event_id`` of each of one topic's records that can matter, as ``hash``; None without files."""
+    records = records_sql(join, topic, span)
+    return f"SELECT {_HASH} AS hash FROM ({records})" if records else None
 
 
 def records_sql(join: Join, topic: int, span: Span, more: Sequence[str] = ()) -> str | None:
@@ -107,7 +120,7 @@ def logged(memory: int) -> str:
     )
 
 
-def _events(join: Join, topic: int, span: Span) -> str | None:
+def _events(join: Join, topic: int, span: Span, repeated: int | None) -> str | None:
     """One topic's events that can matter, each once; None if it has no files.
 
     ``t``: event time, ``known``: when it becomes known, ``gone``: from when it counts no more, or null; all in ms.
@@ -119,8 +132,8 @@ def _events(join: Join, topic: int, span: Span) -> str | None:
     memory, (since, until) = join.memories[topic], reached(join, span)
     known, also_logged, gone = "t", "logged IS NULL", "CAST(NULL AS BIGINT)"
     if span.arrival and join.sources[topic].created:
-        known, also_logged, gone = "appended", "coalesce(logged > appended, true)", "logged"
-    once = f"SELECT *, {logged(memory)} AS logged FROM ({records}) QUALIFY {is_first('part', memory)}"
+        known, also_logged, gone = "greatest(t, appended)", "coalesce(logged > appended, true)", "logged"
+    once = _once(records, memory, f"repeated_{topic}", repeated)
     return (
         f"SELECT * EXCLUDE (appended, part, place, id, logged), {known} AS known, {topic << 16} + part AS p, "
         f"CASE WHEN part < 0 THEN {gone} END AS gone FROM ({once}) "
@@ -139,18 +152,37 @@ def _place(files: Sequence[Path], appended: str) -> str:
     return f"""row({appended}, {SQL_HOME}, "offset")"""
 
 
+def _once(records: str, memory: int, table: str, repeated: int | None) -> str:
+    """Records that are no repeats, with when they were ``logged``, too: only ids that come again are compared."""
+    compared, alone = records, ""
+    if repeated is not None:
+        alone = f"SELECT *, CAST(NULL AS BIGINT) AS logged FROM ({records})"
+        if not repeated:
+            return alone
+        alone += f" WHERE {_HASH} NOT IN (FROM {table}) UNION ALL "
+        compared = f"FROM ({records}) WHERE {_HASH} IN (FROM {table})"
+    return f"{alone}(SELECT *, {logged(memory)} AS logged FROM ({compared}) QUALIFY {is_first('part', memory)})"
+
+
 def _values(join: Join, topic: int) -> list[str]:
     """SQL that selects what a view's features are made of from a topic's events."""
     source, view = join.sources[topic], join.view
     if isinstance(view, PresenceView):
         state = literal(view.topics[topic]) if view.state == TOPIC_STATE else source.column(view.state)
         return [f"{source.column(view.member)} AS member", f"{state} AS state"]
-    columns = []
-    for i, (a, _) in enumerate(_aggregates(join)):
-        raw = source.column(a.column)
-        value = {"count": f"CASE WHEN {raw} IS NOT NULL THEN true END", "count_distinct": raw}
-        columns.append(f"{value.get(a.function, f'CAST(floor({raw} * {SCALE} + 0.5) AS BIGINT)')} AS v{i}")
-    return columns
+    return [f"{column} AS v{i}" for i, column in enumerate(_columns(join))]
+
+
+def _columns(join: Join) -> list[str]:
+    """SQL for what a window view's aggregates read of an event, each once."""
+    return list(dict.fromkeys(_column(join.source, a) for a, _ in _aggregates(join)))
+
+
+def _column(source: Source, a: Aggregate) -> str:
+    raw = source.column(a.column)
+    if a.function == "count":  # its text, if it is one, need not be carried along
+        return f"CASE WHEN {raw} IS NOT NULL THEN true END"
+    return raw if a.function == "count_distinct" else f"CAST({raw} AS DOUBLE)"
 
 
 def _aggregates(join: Join) -> list[tuple[Aggregate, str]]:
@@ -166,57 +198,63 @@ def windows_sql(
     """An event counts at the instants from when it is known to the end of the last hop whose window reaches it.
 
     So windows are a join of instants with such intervals, and plain aggregates over it, which is right for every
-    function and for events that come late; frames over the events' order are neither. Instants and intervals
-    are matched by stretches of time as long as an interval, of which one lies in two, sometimes three: what is looked
-    at is about twice what counts, however long the history, and DuckDB spills what its memory does not hold.
+    function and for events that come late; frames over the events' order are neither. Both lie in stretches of time as
+    long as an interval can be: an instant meets the intervals that begin in its own stretch, or in the one before. What
+    is looked at is about twice what counts, however long the history, and DuckDB spills what its memory does not hold.
 
     Each of the `ways` gives each feature once, and all that is `told` is told of the events that any way may count.
     """
-    aggregates = _aggregates(join)
+    aggregates, columns = _aggregates(join), _columns(join)
     hop, longest = view.layout.hop, max(a.window for a, _ in aggregates)
     stretch = longest + hop
-    parts, results = [], []
-    for i, (a, output) in enumerate(aggregates):
-        within = "true" if a.window == longest else f"e.t >= {_floor('a.__ms', hop)} - {a.window}"
-        found = f"e.v{i} IS NOT NULL AND {within}"
-        for w, (suffix, counts) in enumerate(ways):
-            n, x, q = (f"{part}{i}_{w}" for part in "nxq")
-            parts += [f"{p} FILTER (WHERE {found} AND {counts}) AS {name}{i}_{w}" for name, p in _parts(a, i)]
-            results.append(f"{result_sql(a.function, n, x, q)} AS {identifier(output + suffix)}")
+    parts: dict[str, str] = {}
+    results = []
+    for a, output in aggregates:
+        value = f"e.v{columns.index(_column(join.source, a))}"
+        within = "true" if a.window == longest else f"e.t >= a.floor - {a.window}"
+        for suffix, counts in ways:
+            sums = _parts(a.function, value, f"{within} AND {counts}")
+            names = {name: parts.setdefault(sql, f"x{len(parts)}") for name, sql in sums.items()}
+            results.append(f"{result_sql(a.function, **names)} AS {identifier(output + suffix)}")
         for suffix, aggregate, where in told:
-            parts.append(f"{aggregate} FILTER (WHERE {found} AND {where}) AS {identifier(output + suffix)}")
-            results.append(identifier(output + suffix))
+            sql = f"{aggregate} FILTER (WHERE {value} IS NOT NULL AND {within} AND {where})"
+            results.append(f"{parts.setdefault(sql, f'x{len(parts)}')} AS {identifier(output + suffix)}")
     met = " AND ".join([*join.equal("a", "e"), "a.stretch = e.stretch", "e.known <= a.__ms", "a.__ms < e.stop"])
-    no_key = " OR ".join(f"{key} IS NULL" for key in join.key_names) or "false"
+    summed = ", ".join(f"{sql} AS {name}" for sql, name in parts.items())
     return (
         f"WITH events AS ({events}), "
-        f"counting AS (SELECT *, least({_floor('t', hop)} + {stretch}, gone) AS stop "
-        f"FROM events WHERE NOT ({no_key})), "
-        f"placed AS (SELECT *, unnest(range(known // {stretch}, (stop - 1) // {stretch} + 1)) AS stretch "
-        "FROM counting WHERE known < stop), "
-        f"asked AS (SELECT *, __ms // {stretch} AS stretch FROM entity_rows WHERE {join.whole}), "
-        f"parts AS (SELECT a.__row, {', '.join(parts)} FROM asked a LEFT JOIN placed e ON {met} GROUP BY a.__row) "
-        f"SELECT __row, {', '.join(results)} FROM parts"
+        f"counting AS (SELECT *, least({_floor('t', hop)} + {stretch}, gone) AS stop, "
+        f"known // {stretch} AS stretch FROM events), "
+        f"asked AS (SELECT *, {_floor('__ms', hop)} AS floor FROM entity_rows WHERE {join.whole}), "
+        f"placed AS (SELECT *, __ms // {stretch} AS stretch FROM asked "
+        f"UNION ALL SELECT *, __ms // {stretch} - 1 FROM asked), "
+        f"parts AS (SELECT a.__row, {summed} FROM placed a JOIN counting e ON {met} GROUP BY a.__row) "
+        f"SELECT __row, {', '.join(results)} FROM asked LEFT JOIN parts USING (__row)"
     )
 
 
-def _parts(a: Aggregate, i: int) -> list[tuple[str, str]]:
-    """What the value of an aggregate is made of: (name, SQL) pairs; whole millionths, as in the tiles."""
-    value = f"e.v{i}"
-    count, total = ("n", f"count({value})"), ("x", f"sum({value})")
+def _parts(function: str, value: str, where: str) -> dict[str, str]:
+    """SQL for what a feature is computed from, by the names that `result_sql` has for it; nulls are skipped.
+
+    Numbers are whole millionths, as in the tiles; made so only of what counts, which may be little of history.
+    """
+    only, known = f" FILTER (WHERE {where})", f" FILTER (WHERE {value} IS NOT NULL AND {where})"
+    if function not in ("count", "count_distinct"):
+        value = f"CAST(floor({value} * {SCALE} + 0.5) AS BIGINT)"
+    count, total = f"count({value}){only}", f"sum({value}){only}"
     return {
-        "count": [count],
-        "count_distinct": [("n", f"count(DISTINCT {value})")],
-        "sum": [total],
-        "mean": [count, total],
-        "std": [count, total, ("q", f"sum(CAST({value} AS HUGEINT) * {value})")],
-        "min": [("x", f"min({value})")],
-        "max": [("x", f"max({value})")],
-        "last": [("x", f"max_by({value}, (e.t, e.p, e.o))")],
-    }[a.function]
+        "count": {"n": count},
+        "count_distinct": {"n": f"count(DISTINCT {value}){only}"},
+        "sum": {"x": total},
+        "mean": {"n": count, "x": total},
+        "std": {"n": count, "x": total, "q": f"sum(CAST({value} AS HUGEINT) * {value}){only}"},
+        "min": {"x": f"min({value}){only}"},
+        "max": {"x": f"max({value}){only}"},
+        "last": {"x": f"max_by({value}, (e.t, e.p, e.o)){known}"},
+    }[function]
 
 
-def result_sql(function: str, n: str, x: str, q: str) -> str:
+def result_sql(function: str, n: str = "n", x: str = "x", q: str = "q") -> str:
     """The feature of its parts: their count, their sum (or the one that was chosen) and the sum of their squares.
 
     The standard deviation is taken of the deviations d from the whole number m nearest to the mean, by whole numbers
@@ -227,8 +265,8 @@ def result_sql(function: str, n: str, x: str, q: str) -> str:
     squares, rest = f"({q} - 2 * {mean} * {x} + {n} * {mean} * {mean}) / {n}", f"({x} - {n} * {mean}) / {n}"
     whole = f"CAST({x} AS DOUBLE)"
     return {
-        "count": n,
-        "count_distinct": f"least({n}, {DISTINCT_BOUND})",
+        "count": f"coalesce({n}, 0)",
+        "count_distinct": f"least(coalesce({n}, 0), {DISTINCT_BOUND})",
         "sum": f"coalesce({whole}, 0) / {SCALE}",
         "mean": f"{whole} / ({n} * {SCALE}.0)",
         "std": f"CASE WHEN {n} > 0 THEN sqrt({squares} - ({rest}) ** 2) / {SCALE} END",
