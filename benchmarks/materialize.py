@@ -33,8 +33,7 @@ KINDS = ("ours", "feast_dask", "feast_duckdb")
 
 def run(bench: Bench) -> list[Measured]:
     """Keys a second and peak memory; details have both of Feast's offline stores, of which the faster one counts."""
-    rows, keys = (300_000, 30_000) if bench.quick else (1_000_000, 100_000)
-    return measure(bench, rows, keys, rounds=min(bench.rounds, 3))
+    return measure(bench, 1_000_000, 100_000, rounds=2 if bench.quick else 5)
 
 
 def measure(bench: Bench, rows: int, keys: int, rounds: int) -> list[Measured]:

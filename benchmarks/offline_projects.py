@@ -1,7 +1,9 @@
 """Projects of batch views for the offline benchmarks: the same definitions and files for our stores and Feast's."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from feast.data_format import ParquetFormat
 from feast.types import Float64, Int64
 
 from feature_repo.feast_quietly import quiet
+from feature_repo.settings import settings
 from feature_repo.stores.parquet_files import publish_file
 from feature_repo.stores.values import micros
 
@@ -22,11 +25,29 @@ TTL = timedelta(days=30)
 FEATURES = ("f0", "f1", "f2", "n")
 """Of each view three numbers and a whole number, all on."""
 
+LIMIT = "4GB"
+_MEMORY = "TIFFIN_DUCKDB_MEMORY"
+
 OURS = {
     "offline_store": {"type": "feature_repo.stores.offline.TiffinOfflineStore"},
     "online_store": {"type": "feature_repo.stores.online.TiffinOnlineStore"},
     "batch_engine": {"type": "feature_repo.stores.engine.TiffinComputeEngine"},
 }
+
+
+@contextmanager
+def memory_limit(limit: str) -> Iterator[None]:
+    """Within it, DuckDB has so much memory; Feast's joins need more than our default, and would spill."""
+    before = os.environ.get(_MEMORY)
+    os.environ[_MEMORY] = limit
+    settings.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.pop(_MEMORY)
+        if before is not None:
+            os.environ[_MEMORY] = before
+        settings.cache_clear()
 
 
 def feature_store(folder: Path, name: str, objects: Sequence[Any], stores: Mapping[str, Any]) -> FeatureStore:

@@ -20,7 +20,16 @@ from feast.data_format import JsonFormat, ParquetFormat
 from feast.types import Float64, Int64
 
 from benchmarks.figures import Bench, Measured, Side
-from benchmarks.offline_projects import FIRST, OURS, RESTAURANTS, answer_hash, feature_store, restaurant
+from benchmarks.offline_projects import (
+    FIRST,
+    LIMIT,
+    OURS,
+    RESTAURANTS,
+    answer_hash,
+    feature_store,
+    memory_limit,
+    restaurant,
+)
 from feature_repo.clock import to_ms
 from feature_repo.stores.duckdb_client import connect, literal
 from feature_repo.stores.online import store_settings
@@ -43,7 +52,8 @@ NAMES = [name for name, *_ in AGGREGATES]
 def run(bench: Bench) -> list[Measured]:
     """The one figure; in its details the sizes and the hash of the answer that both sides gave."""
     events, rows = (1_000_000, 100_000) if bench.quick else (10_000_000, 1_000_000)
-    return [measure(bench, events, rows)]
+    with memory_limit(LIMIT):
+        return [measure(bench, events, rows)]
 
 
 def measure(bench: Bench, events: int, rows: int) -> Measured:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from feast import FeatureStore, RepoConfig
 
+from feature_repo.stores import engine
 from feature_repo.stores.embedded import socket_path
 from feature_repo.stores.parquet_files import append_file
 from feature_repo.stores.redis_client import Redis
@@ -121,6 +122,29 @@ def test_running_again_changes_nothing(repo: Repo, redis_client: Any) -> None:
     materialize(repo, start=NOON - 9 * DAY)
     assert {key: redis_client.hgetall(key) for key in redis_client.scan_iter()} == before
     assert len(before) == 50
+
+
+def test_rows_of_nobody_are_written_nowhere(repo: Repo, redis_client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {
+        "restaurant_id": pa.array([None, None], pa.int64()),
+        "event_time": pa.array([NOON, NOON], pa.timestamp("us", "UTC")),
+        "created": pa.array([NOON, NOON], pa.timestamp("us", "UTC")),
+        "prep": [1.0, 2.0],
+        "orders": pa.array([1, 1], pa.int64()),
+        "cuisine": ["thai", "thai"],
+    }
+    append_file(repo.settings.data / "batch" / "profile", pa.table(table))
+    materialize(repo)
+    monkeypatch.setattr(repo.feast.config.online_store, "key_ttl_seconds", 1000)
+    materialize(repo)
+    assert redis_client.dbsize() == 0
+
+
+def test_more_rows_than_a_batch_holds_are_all_written(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "CHUNK_ROWS", 120)
+    write(repo, *((i, NOON, NOON, float(i)) for i in range(1000)))
+    materialize(repo)
+    assert read(repo.feast, *range(1000)) == [(float(i), "PRESENT") for i in range(1000)]
 
 
 def test_an_older_range_does_not_bring_older_rows_back(repo: Repo) -> None:

@@ -109,7 +109,9 @@ def _commands(
         commands += [packing.word(b"EVALSHA"), packing.word(_DIGEST), packing.word(b"%d" % (stop - start))]
         commands += [packing.data_of(keys, start, stop), named, packing.data_of(rows, start, stop)]
     count = 1 + -(-len(keys) // KEYS_A_CALL)
-    if expire_s is not None:  # the row alone: the entity's hash holds other views, and the tiles of streams
+    if expire_s is not None and len(
+        keys
+    ):  # the row alone: the entity's hash holds other views, and the tiles of streams
         told = b"".join(map(packing.word, (b"%d" % expire_s, b"FIELDS", b"%d" % len(fields), *fields)))
         expiring = packing.joined(b"*%d\r\n" % (5 + len(fields)) + packing.word(b"HEXPIRE"), keys, told)
         commands.append(packing.data_of(expiring, 0, len(keys)))
