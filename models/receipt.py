@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from feature_repo.stores.origins import BatchRead, Read, StreamRead, TopicRead
+from feature_repo.stores.reads import BatchRead, Read, StreamRead, TopicRead
 
 __all__ = [
     "BadReceipt",

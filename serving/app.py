@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> FrontDoor:
         {mode: Watcher(registry, name, shadow=True) for mode, name in MODELS.items()},
         clock,
     )
-    receipts = ReceiptLog(log, clock if drill else lambda: None)
+    receipts = ReceiptLog(settings, clock if drill else lambda: None)
     stored = StoredReader(
         open_stored(settings, budget_s),
         Breaker("stored predictions", FAILING, time.monotonic),
@@ -90,7 +90,7 @@ def create_app(settings: Settings) -> FrontDoor:
         refreshing.cancel()
         with suppress(asyncio.CancelledError):
             await refreshing
-        receipts.close()
+        await receipts.close()
         stored.close()
         log.close()
         await online.close()

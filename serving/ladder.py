@@ -20,7 +20,7 @@ from serving.stored_reader import StoredEtas, StoredReader
 
 
 class Ladder:
-    """Answers orders. `record` is given every answer; it must not wait.
+    """Answers orders. `record` is given the answers that are given together; it must not wait.
 
     A request waits at most `budget_s` for stores, at most `read_s` of it for the online store.
     """
@@ -32,7 +32,7 @@ class Ladder:
         predictor: Predictor,
         stored: StoredReader,
         clock: Clock,
-        record: Callable[[Answered], None],
+        record: Callable[[Sequence[Answered]], None],
         budget_s: float,
         read_s: float,
     ) -> None:
@@ -49,15 +49,10 @@ class Ladder:
             found = self._predictor.answer(orders, rows)
         left = [one.order for one in found if isinstance(one, NoRung) and Mode.STORED in allowed(one.order.require)]
         stored = await self._read_stored(left) if left else ""
-        answers: list[Eta | Problem] = []
-        for one in found:
-            answer = self._fallen(one, stored) if isinstance(one, NoRung) else one
-            if isinstance(answer, Answered):
-                self._record(answer)
-                answers.append(answer.eta)
-            else:
-                answers.append(answer)
-        return answers
+        answers = [self._fallen(one, stored) if isinstance(one, NoRung) else one for one in found]
+        if answered := [one for one in answers if isinstance(one, Answered)]:
+            self._record(answered)
+        return [one.eta if isinstance(one, Answered) else one for one in answers]
 
     async def _rows(self, orders: Sequence[Order]) -> list[Row] | str:
         """The features, or why they cannot be had."""

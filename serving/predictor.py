@@ -187,12 +187,6 @@ _FRESH = (PRESENT, NULL_VALUE)
 _NAMES = {status: status.name for status in Status}  # an enum takes a while to say its name
 
 
-def minutes(model: Model, features: Mapping[str, Feature], instant: int) -> tuple[float, float]:
-    """What a model says of one row: median and 90th percentile, in minutes."""
-    ((median, p90),) = model.predict_rows([[features[name].value for name in model.vector.stored]], [instant])
-    return median, p90
-
-
 def _eta(order: Order, row: Row, choice: Choice, said: tuple[float, float], as_of: str) -> Eta:
     median, p90 = said
     instant, manifest = row.instant, choice.model.manifest

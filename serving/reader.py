@@ -9,11 +9,9 @@ whether that still holds; if not, all is read again by what it says now. Nothing
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from feature_repo.clock import Clock
-from feature_repo.stores.origins import Origin
-from feature_repo.stores.reading import Feature, ReadPlan, Wait, Wanted, read_async
+from feature_repo.stores.reading import Feature, ReadPlan, Traced, Wait, Wanted, read_async
 from feature_repo.stores.redis_client import StoreGone
 from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.views import BatchView, View
@@ -28,8 +26,8 @@ _TRIES = 4
 class Row:
     """One entity's features, in the order of `names` (``view__feature``), and the instant (ms) that they hold at.
 
-    `now` is the reader's clock, `keys` the entity's ids, given or looked up. `origins` tells what was read; it takes
-    longer than reading does, so it is asked where nobody waits.
+    `now` is the reader's clock, `keys` the entity's ids, given or looked up. `traced` tells what was read, of rows of
+    the same request by their `number`.
     """
 
     names: tuple[str, ...]
@@ -37,7 +35,8 @@ class Row:
     instant: int
     now: int
     keys: dict[str, object]
-    origins: Callable[[], list[Origin]]
+    number: int
+    traced: Callable[[Sequence[int]], Traced]
 
     @property
     def features(self) -> dict[str, Feature]:
@@ -111,7 +110,8 @@ class FeatureReader:
                         answer.instant,
                         now,
                         {name: column[i] for name, column in columns.items()},
-                        partial(answer.origins, i),
+                        i,
+                        answer.traced,
                     )
                     for i, row in enumerate(rows)
                 ]

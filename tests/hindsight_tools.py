@@ -22,7 +22,8 @@ from models.registry import Registry, Watcher
 from serving.modes import Mode
 from serving.predictor import Answered, Predictor
 from serving.reader import FeatureReader
-from serving.receipts import prediction_of
+from serving.receipt_batch import pack, receipts_of, unpack
+from serving.receipts import batch_of
 from serving.schemas import Order
 from tests.repo import quietly
 from tests.serving_stack import BATCH_AGE_MS, PREP_STATS, ZONE_OF, Stack
@@ -58,7 +59,8 @@ def predict(
 
     order = Order(restaurant_id=restaurant, order_id=order_id)
     asyncio.run(ask())
-    return prediction_of(taken[0])
+    batch = unpack(pack(batch_of(taken, None)))
+    return receipts_of(batch, lambda name, version, values, instant: None)(batch.entries[0])
 
 
 def log(stack: Stack, *predictions: Prediction) -> None:

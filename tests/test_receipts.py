@@ -1,24 +1,30 @@
 """Receipts: every answer is logged with what it was made from, without anybody waiting for it."""
 
+import asyncio
+import os
+import signal
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
+from feature_repo.stores.features import Feature
 from ingestion.events import PREDICTIONS, parse
-from ingestion.log import LogUnavailable, Message, TopicPartition
 from models.prediction_ids import prediction_id
 from models.receipt import BatchRead, Prediction, StreamRead, prediction_from
 from models.registry import RECHECK_MS, Registry
+from serving import receipts as receipts_module
 from serving.app import create_app
 from serving.prediction_finder import PredictionFinder
 from serving.predictor import Answered
-from serving.receipts import ReceiptLog, prediction_of
-from serving.schemas import Order
-from tests.repo import MINUTE, wait_for
+from serving.receipt_batch import Batch, pack
+from serving.receipt_line import ReceiptLine
+from serving.receipts import DEATHS, ReceiptLog, batch_of
+from tests.repo import DEADLINE_S, MINUTE, wait_for
 from tests.serving_stack import ORDERS_10M, PARTITIONS, ZONE_ORDERS_10M, Stack, problem, publish_model
 from tests.test_serving_eta import metric
 
@@ -164,81 +170,165 @@ def test_receipts_wait_while_the_log_is_down_and_are_logged_once_it_is_back(stac
     assert receipts(stack, "dropped") == dropped
 
 
-class StuckLog:
-    """A log that lets nothing through until it is told to."""
-
-    def __init__(self) -> None:
-        self.open, self.down = threading.Event(), True
-        self.taken: list[Message] = []
-
-    def publish(self, topic: str, messages: Sequence[Message], append_ms: int | None = None) -> list[TopicPartition]:
-        if self.down:
-            self.open.wait(5)
-            raise LogUnavailable("stuck")
-        self.taken += messages
-        return [TopicPartition(topic, 0)] * len(messages)
-
-
 def answered_once(stack: Stack) -> Answered:
     """An answer as it is given to be recorded."""
     taken: list[Answered] = []
+    packing = receipts_module.batch_of
 
-    def noted(answered: Answered) -> Prediction:
-        taken.append(answered)
-        return prediction_of(answered)
+    def noted(answers: Sequence[Answered], append_ms: int | None) -> Batch:
+        taken.extend(answers)
+        return packing(answers, append_ms)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.receipts.prediction_of", noted)
+        patch.setattr("serving.receipts.batch_of", noted)
         stack.eta(1)
-        wait_for(lambda: bool(taken), "the answer to be recorded")
-        logged(stack, 1)
     return taken[0]
 
 
+def copies(answered: Answered, count: int) -> list[Answered]:
+    """Answers with ids of their own, as of one request."""
+    numbered = [msgspec.structs.replace(answered.eta, prediction_id=prediction_id(n, 0)) for n in range(count)]
+    return [replace(answered, eta=eta) for eta in numbered]
+
+
+def published(stack: Stack) -> list[str]:
+    """The ids of the predictions in the log, in order."""
+    return [prediction_from(record.value).event_id for record in stack.records(PREDICTIONS)]
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.01)
+
+
 def test_what_finds_the_queue_full_is_dropped_and_counted(stack: Stack) -> None:
-    answered, log, before = answered_once(stack), StuckLog(), receipts(stack, "dropped")
-    wrong: Any = log
-    given = ReceiptLog(wrong, lambda: None, queued=10)
-    for number in range(30):  # nothing is taken out before `start`
-        eta = msgspec.structs.replace(answered.eta, prediction_id=prediction_id(number, 0))
-        given.add(replace(answered, eta=eta, order=Order(restaurant_id=1)))
-    assert receipts(stack, "dropped") - before == 20
-    given.start()
-    log.down = False
-    log.open.set()
-    given.close()
-    assert [prediction_from(message.value).event_id for message in log.taken] == [
-        prediction_id(n, 0) for n in range(10)
-    ]
-    assert receipts(stack, "dropped") - before == 20
+    answered = answered_once(stack)
+    logged(stack, 1)
+    before, there = receipts(stack, "dropped"), published(stack)
+    wanted = copies(answered, 30)
+
+    async def run() -> None:
+        given = ReceiptLog(stack.settings, stack.clock, queued=10)
+        for one in wanted:  # nothing is published before `start`
+            given.add([one])
+        given.add(wanted)
+        assert given.recent(wanted[9].eta.prediction_id) is not None
+        assert given.recent(wanted[10].eta.prediction_id) is None
+        given.start()
+        await given.close(DEADLINE_S)
+
+    asyncio.run(run())
+    assert receipts(stack, "dropped") - before == 50
+    assert sorted(set(published(stack)) - set(there)) == [one.eta.prediction_id for one in wanted[:10]]
 
 
 def test_closing_does_not_wait_for_a_log_that_is_down_and_counts_what_is_lost(stack: Stack) -> None:
-    answered, log, before = answered_once(stack), StuckLog(), receipts(stack, "dropped")
-    log.open.set()
-    wrong: Any = log
-    given = ReceiptLog(wrong, lambda: None)
-    given.start()
-    for _ in range(5):
-        given.add(answered)
-    given.close(seconds=3.0)
-    wait_for(lambda: receipts(stack, "dropped") - before == 5, "what was lost to be counted")
-    given.add(answered)
+    answered, before = answered_once(stack), receipts(stack, "dropped")
+    logged(stack, 1)
+    stack.valkey.stop()
+
+    async def run() -> None:
+        given = ReceiptLog(stack.settings, stack.clock)
+        given.start()
+        given.add(copies(answered, 5))
+        await given.close(seconds=0.5)
+        given.add([answered])
+
+    asyncio.run(run())
     assert receipts(stack, "dropped") - before == 6
 
 
 def test_an_answer_of_which_no_receipt_can_be_made_takes_no_other_with_it(stack: Stack) -> None:
-    answered, log, before = answered_once(stack), StuckLog(), receipts(stack, "dropped")
-    log.down = False
-    wrong: Any = log
-    given = ReceiptLog(wrong, lambda: None)
+    answered, before = answered_once(stack), receipts(stack, "dropped")
+    there = len(logged(stack, 1))
     broken: Any = object()
-    given.add(replace(answered, row=broken))
-    given.add(answered)
-    given.start()
-    given.close()
-    assert len(log.taken) == 1
+    unknown = msgspec.structs.replace(answered.eta, prediction_id=broken)  # found out here
+    odd: Any = [Feature("", 77, None)] * len(answered.row.names)  # type: ignore[arg-type, union-attr]  # found out there
+    assert answered.row is not None
+    wanted = copies(answered, 4)
+    wanted[1] = replace(wanted[1], eta=unknown)
+    wanted[2] = replace(wanted[2], row=replace(answered.row, values=odd))
+
+    async def run() -> None:
+        given = ReceiptLog(stack.settings, stack.clock)
+        given.start()
+        given.add(wanted)
+        await given.close(DEADLINE_S)
+
+    asyncio.run(run())
+    assert set(published(stack)[there:]) == {wanted[0].eta.prediction_id, wanted[3].eta.prediction_id}
+    assert receipts(stack, "dropped") - before == 2
+
+
+def test_a_killed_process_is_replaced_and_what_it_had_is_logged(stack: Stack) -> None:
+    answered = answered_once(stack)
+    logged(stack, 1)
+    before, dropped = receipts(stack, "logged"), receipts(stack, "dropped")
+    wanted = copies(answered, 60)
+
+    async def run() -> None:
+        given = ReceiptLog(stack.settings, stack.clock)
+        given.start()
+        for number, one in enumerate(wanted):
+            given.add([one])
+            if number % 20 == 10:
+                await until(lambda: given.pid is not None, "a process to be there")
+                os.kill(given.pid or 0, signal.SIGKILL)
+                await asyncio.sleep(0)
+        await given.close(DEADLINE_S)
+
+    asyncio.run(run())
+    assert {one.eta.prediction_id for one in wanted} <= set(published(stack))
+    assert receipts(stack, "logged") - before == 60
+    assert receipts(stack, "dropped") == dropped
+
+
+def test_a_batch_that_no_process_survives_is_given_up_and_those_after_it_are_not(stack: Stack) -> None:
+    answered = answered_once(stack)
+    logged(stack, 1)
+    before = receipts(stack, "dropped")
+    first, second = copies(answered, 2)
+    stack.valkey.stop()  # so that none can say that it is done
+
+    async def run() -> None:
+        given = ReceiptLog(stack.settings, stack.clock)
+        given.start()
+        given.add([first])
+        killed: set[int] = set()
+        while len(killed) < DEATHS:
+            await until(lambda: given.pid not in {None, *killed}, "another process to be there")
+            assert given.pid is not None
+            killed.add(given.pid)
+            os.kill(given.pid, signal.SIGKILL)
+        await until(lambda: receipts(stack, "dropped") > before, "it to be given up")
+        stack.valkey.start()
+        given.add([second])
+        await given.close(DEADLINE_S)
+
+    asyncio.run(run())
     assert receipts(stack, "dropped") - before == 1
+    assert first.eta.prediction_id not in published(stack)
+    assert second.eta.prediction_id in published(stack)
+
+
+def test_what_a_server_had_handed_over_is_logged_though_it_was_killed(stack: Stack) -> None:
+    answered = answered_once(stack)
+    logged(stack, 1)
+
+    async def run() -> None:
+        line = await ReceiptLine.begun(stack.settings, lambda logged, dropped: None)
+        line.send(pack(batch_of(copies(answered, 3), stack.clock.now)))
+        await asyncio.sleep(0.01)  # the event loop has written it
+        line.hang_up()
+        pid, there = line.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
+        assert pid is not None
+        await until(lambda: os.waitid(os.P_PID, pid, there) is not None, "the process to end by itself")
+        line.close()
+
+    asyncio.run(run())
+    assert {prediction_id(n, 0) for n in range(3)} <= set(published(stack))
 
 
 def test_creating_the_app_starts_no_thread(stack: Stack) -> None:

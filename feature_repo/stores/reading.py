@@ -5,18 +5,19 @@ A `ReadPlan` is compiled once for a list of views; `read` and `read_async` run i
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from feature_repo.stores import layout
 from feature_repo.stores.features import Feature, Reading, Status, WindowDecoder
-from feature_repo.stores.origins import Origin, Origins
+from feature_repo.stores.origins import trace, view_read
 from feature_repo.stores.progress import TopicProgress, known_progress
 from feature_repo.stores.read_plan import LOAD_SCRIPT, PresenceRead, ReadPlan, Wanted
+from feature_repo.stores.reads import Trace, ViewRead
 from feature_repo.stores.redis_client import Redis, RedisError, exchange
 from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.stores.resp import NO_SCRIPT, ErrorReply, command
 from feature_repo.stores.served import served_from
+from feature_repo.views import PresenceView
 
 __all__ = ["Answer", "Feature", "ReadPlan", "Status", "Wanted", "read", "read_async"]
 
@@ -38,13 +39,20 @@ class ViewRows(NamedTuple):
         return self.otherwise if place is None else self.entities[place]
 
 
+class Traced(NamedTuple):
+    """What rows were read from: each view that is served, and of each row what it read of each of them."""
+
+    views: list[ViewRead]
+    rows: list[list[Trace]]
+
+
 class Answer(NamedTuple):
     """What was read, of each `Wanted`, and the instant it holds at."""
 
     views: list[ViewRows]
     instant: int
-    origins: Callable[[int], list[Origin]]
-    """Of a row what its features were read from, a view each that is served; of a plan with receipts."""
+    traced: Callable[[Sequence[int]], Traced]
+    """Of some rows what their features were read from; of a plan with receipts."""
 
     @property
     def columns(self) -> list[list[list[Feature]]]:
@@ -189,26 +197,22 @@ class _Request:
                 if read.features != wanted.features:
                     features = [_as_wanted(wanted, read, one, unserved.outside) for one in features]
             views.append(ViewRows(features, entities.places, unserved.not_found))
-        return Answer(views, self._instant, self.origins)
+        return Answer(views, self._instant, self.traced)
 
-    def origins(self, row: int) -> list[Origin]:
-        """What the features of a row were read from."""
-        found: list[Origin] = []
-        for place, origins in self._told:
-            entity = self._entities[self._shape.of[place]].places[row]
-            found.append(origins.of(None if entity is None or not self._replied else self._replied[place][entity]))
-        return found
-
-    @cached_property
-    def _told(self) -> list[tuple[int, Origins]]:
-        """Of each view that is served its place, and what is told of all of its entities."""
+    def traced(self, rows: Sequence[int]) -> Traced:
+        """What the features of some rows were read from."""
         shape = self._shape
         assert shape.definitions, "the plan was made without receipts"
-        return [
-            (place, Origins(read.view, definition, self._instant, self._progress))
-            for place, (read, definition) in enumerate(zip(shape.reads, shape.definitions, strict=True))
-            if read is not None
-        ]
+        views, columns = [], []
+        for place, (read, definition) in enumerate(zip(shape.reads, shape.definitions, strict=True)):
+            if read is None:
+                continue
+            view, replies = read.view, self._replied[place] if self._replied else []
+            noted = replies[0] if replies and isinstance(view, PresenceView) else None
+            views.append(view_read(view, definition, self._instant, self._progress, noted))
+            entities = self._entities[shape.of[place]].places
+            columns.append([trace(view, definition, _of(replies, entities[row])) for row in rows])
+        return Traced(views, [[column[i] for column in columns] for i in range(len(rows))])
 
     def _as_served(self, reply: Any) -> bool:
         """Whether what was asked is what is served; if not, the plan is made anew for the next round."""
@@ -247,6 +251,11 @@ class _Request:
         counts, width = reply[2:], presence.width
         self._found[presence.place] = [counts[at : at + width] for at in range(0, len(counts), width)]
         self._replied[presence.place] = [reply] * len(self._found[presence.place])
+
+
+def _of(replies: Sequence[Any], entity: int | None) -> Any:
+    """The reply of an entity; None for a row that is none, or where nothing could be read."""
+    return None if entity is None or not replies else replies[entity]
 
 
 def _pairs(reply: list[bytes]) -> Iterable[tuple[bytes, bytes]]:
