@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from feature_repo.stores.reads import Trace, ViewRead
+from feature_repo.stores.reads import Read, Trace, ViewRead
 from models.receipt import Prediction, Receipt, Served, Shadow, StoredFrom
 
 Said = Callable[[str, str, dict[str, Any], int], Shadow | None]
@@ -38,7 +38,7 @@ class Entry(Struct, frozen=True, array_like=True):
     stepped_down: list[str]
     definition: str
     keys: dict[str, int | str]
-    values: Sequence[tuple[Any, int, int | None]]
+    values: list[Any]
     traces: list[Trace]
     stored: StoredFrom | None = None
     shadow: tuple[str, str] | None = None
@@ -74,10 +74,17 @@ def receipts_of(batch: Batch, said: Said) -> Callable[[Entry], Prediction]:
     """What makes the answers of a batch predictions with receipts; models in the shadow are asked by `said`."""
     since = {name: start for view in batch.views for name, start in view.since.items()}
     starts = [since.get(name) for name in batch.names]
-    return lambda entry: _prediction(batch, entry, starts, said)
+    tellers = [(view.name, view.teller()) for view in batch.views]
+    return lambda entry: _prediction(batch, entry, starts, tellers, said)
 
 
-def _prediction(batch: Batch, entry: Entry, starts: Sequence[int | None], said: Said) -> Prediction:
+def _prediction(
+    batch: Batch,
+    entry: Entry,
+    starts: Sequence[int | None],
+    tellers: Sequence[tuple[str, Callable[[Trace], Read]]],
+    said: Said,
+) -> Prediction:
     statuses = batch.statuses
     served = [
         Served(_plain(value), statuses[status], event_ms, start)
@@ -92,7 +99,7 @@ def _prediction(batch: Batch, entry: Entry, starts: Sequence[int | None], said: 
         definition=entry.definition,
         stepped_down=entry.stepped_down,
         features=dict(zip(batch.names, served, strict=False)),
-        reads={view.name: view.of(trace) for view, trace in zip(batch.views, entry.traces, strict=False)},
+        reads={name: tell(trace) for (name, tell), trace in zip(tellers, entry.traces, strict=False)},
         keys=entry.keys,
         stored=entry.stored,
         shadow=shadow,

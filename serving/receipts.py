@@ -189,7 +189,7 @@ def _entry(answered: Answered, traces: list[Trace]) -> Entry:
         eta.stepped_down,
         answered.definition,
         keys,
-        [] if row is None else [*row.values],
+        [] if row is None else row.values,
         traces,
         answered.stored,
         None if shadow is None else (shadow.manifest.name, shadow.manifest.version),

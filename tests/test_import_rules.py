@@ -163,3 +163,11 @@ def test_nothing_connects_when_it_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", _ALONE, *names], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) == len(names)
+
+
+def test_the_process_that_makes_receipts_loads_neither_feast_nor_the_web_framework_nor_a_model_runtime() -> None:
+    script = "import serving.receipt_process, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "msgspec" in loaded
+    assert not loaded & {"feast", "pandas", "duckdb", "fastapi", "starlette", "uvicorn", "onnxruntime", "sqlalchemy"}

@@ -9,27 +9,36 @@ from typing import Any
 
 from feature_repo.stores import layout, tile_codec
 from feature_repo.stores.batch_rows import unpack_version
-from feature_repo.stores.features import window_start
-from feature_repo.stores.progress import Progress, TopicProgress
-from feature_repo.stores.reads import BatchRead, StreamRead, TopicRead, Trace, ViewRead
+from feature_repo.stores.progress import TopicProgress
+from feature_repo.stores.reads import BatchRead, Folded, StreamSort, Trace, ViewRead
 from feature_repo.stores.values import timestamp_micros
 from feature_repo.views import BatchView, PresenceView, StreamView, View, WindowView
 
 
+def stream_sort(view: StreamView, definition: str) -> StreamSort:
+    """What is told of a stream view whatever is read of it."""
+    if isinstance(view, WindowView):
+        windows = {f"{view.name}__{a.name}": a.window for a in view.aggregates}
+        return StreamSort(definition, view.tiles_hash, view.layout.hop, windows)
+    windows = {f"{view.name}__{feature}": view.ttl for feature in view.features}
+    return StreamSort(definition, view.tiles_hash, 1, windows)
+
+
 def view_read(
-    view: View, definition: str, instant: int, progress: Mapping[str, TopicProgress], noted: Sequence[Any] | None
+    view: View,
+    sort: StreamSort | None,
+    instant: int,
+    progress: Mapping[str, TopicProgress],
+    noted: Sequence[Any] | None,
 ) -> ViewRead:
-    """A view as it was read; `noted` is the answer of a presence view's script, if there was one."""
+    """A view as it was read: its `sort` if it is of a stream, and the answer of a presence view's script."""
     if isinstance(view, BatchView):
-        return ViewRead(view.name, {}, None)
-    found = {topic: progress.get(topic, TopicProgress(0, {})) for topic in view.topics}
-    until = [known.complete_until(view) for known in found.values()]
-    folded = [instant for instant in until if instant is not None]
-    applied = {} if noted is None else _noted(noted)
-    topics = {name: _topic(view, name, known.of(view), applied) for name, known in found.items()}
-    complete = min(folded) if folded and len(folded) == len(until) else None
-    read = StreamRead(definition, view.tiles_hash, instant, topics, complete)
-    return ViewRead(view.name, _window_starts(view, instant), read)
+        return ViewRead(view.name, instant, None, {}, {})
+    folded: dict[str, list[Folded]] = {
+        topic: list(progress[topic].of(view)) if topic in progress else [] for topic in view.topics
+    }
+    applied = {} if noted is None or not isinstance(view, PresenceView) else _noted(view, noted, folded)
+    return ViewRead(view.name, instant, sort, folded, applied)
 
 
 def trace(view: View, definition: str, reply: Sequence[Any] | None) -> Trace:
@@ -43,7 +52,7 @@ def trace(view: View, definition: str, reply: Sequence[Any] | None) -> Trace:
     if isinstance(view, PresenceView):
         return None
     size = tile_codec.HEADER.size
-    return [data[:size] if data is not None and len(data) >= size else None for data in reply or ()]
+    return [data[:size] if data and len(data) >= size else None for data in reply or ()]
 
 
 @lru_cache(4096)
@@ -58,31 +67,12 @@ def batch_read(definition: str, stamp: bytes | None, version: bytes | None) -> B
     return BatchRead(definition, event_us, created_us)
 
 
-def _topic(
-    view: StreamView, name: str, folded: Sequence[Progress | None], applied: Mapping[int, tile_codec.Header]
-) -> TopicRead:
-    """How far a view is folded from a topic, and what was applied to it, by the numbers of the partitions' logs."""
-    epochs = [known and known.epoch for known in folded]
-    headers = [
-        applied.get(layout.log_number(view, name, p)) if isinstance(view, PresenceView) else None
-        for p in range(len(folded))
-    ]
-    return TopicRead(
-        epochs,
-        [known and known.offset for known in folded],
-        [h.offset if h and h.epoch == epoch else None for h, epoch in zip(headers, epochs, strict=True)],
-        [known and known.log for known in folded],
-    )
-
-
-def _window_starts(view: StreamView, instant: int) -> dict[str, int]:
-    """Where the windows of a stream view begin at an instant, by feature's full name."""
-    if isinstance(view, WindowView):
-        return {f"{view.name}__{a.name}": window_start(view, a, instant) for a in view.aggregates}
-    return {f"{view.name}__{feature}": instant - view.ttl for feature in view.features}
-
-
-def _noted(reply: Sequence[Any]) -> dict[int, tile_codec.Header]:
-    """What was applied to a presence view, by the number of the partition's log."""
-    names, values = reply[1][::2], reply[1][1::2]
-    return {int(name): tile_codec.unpack_header(value) for name, value in zip(names, values, strict=True)}
+def _noted(
+    view: PresenceView, reply: Sequence[Any], folded: Mapping[str, Sequence[Any]]
+) -> dict[str, list[bytes | None]]:
+    """What was applied to a presence view, from the fields and values that its script answers by turns."""
+    noted = dict(zip(reply[1][::2], reply[1][1::2], strict=True))
+    return {
+        topic: [noted.get(b"%d" % layout.log_number(view, topic, p)) for p in range(len(partitions))]
+        for topic, partitions in folded.items()
+    }

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from feature_repo.stores import layout, scripts
 from feature_repo.stores.features import Decoder, decoder
+from feature_repo.stores.origins import stream_sort
+from feature_repo.stores.reads import StreamSort
 from feature_repo.stores.resp import around_key, command
 from feature_repo.stores.served import Served
 from feature_repo.stores.values import NATIVE, Form
@@ -78,6 +80,14 @@ class Shape:
     def decoders(self) -> list[Decoder | None]:
         """Of each read what makes features of its replies."""
         return [None if read is None else decoder(read.view, read.features, self.form) for read in self.reads]
+
+    @cached_property
+    def sorts(self) -> list[StreamSort | None]:
+        """Of each read what is told of it in receipts, if it is of a stream."""
+        return [
+            None if read is None or isinstance(read.view, BatchView) else stream_sort(read.view, definition)
+            for read, definition in zip(self.reads, self.definitions, strict=True)
+        ]
 
     @cached_property
     def progress(self) -> bytes:

@@ -204,12 +204,13 @@ class _Request:
         shape = self._shape
         assert shape.definitions, "the plan was made without receipts"
         views, columns = [], []
-        for place, (read, definition) in enumerate(zip(shape.reads, shape.definitions, strict=True)):
+        told = zip(shape.reads, shape.definitions, shape.sorts, strict=True)
+        for place, (read, definition, sort) in enumerate(told):
             if read is None:
                 continue
             view, replies = read.view, self._replied[place] if self._replied else []
             noted = replies[0] if replies and isinstance(view, PresenceView) else None
-            views.append(view_read(view, definition, self._instant, self._progress, noted))
+            views.append(view_read(view, sort, self._instant, self._progress, noted))
             entities = self._entities[shape.of[place]].places
             columns.append([trace(view, definition, _of(replies, entities[row])) for row in rows])
         return Traced(views, [[column[i] for column in columns] for i in range(len(rows))])

@@ -4,10 +4,9 @@ Instants are ms since the epoch, UTC, unless their names say µs. Pure, and ligh
 that knows neither Feast nor the online store.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from feature_repo.stores import tile_codec
 
@@ -62,35 +61,86 @@ Trace = BatchRead | list[bytes | None] | None
 """What one row of a request read of a view beside what all rows did: a batch row; of a window view the beginning of its
 field of each partition, which says of what epoch it is and what was applied to it; of presence nothing."""
 
+Folded = tuple[int, int, int, int, int, int] | None
+"""A partition's `progress.Progress`; None if it is not folded at all."""
+
+
+class StreamSort(Struct, frozen=True, array_like=True):
+    """A stream view: the hash of its definition, that of its tiles, its hop, and its windows by feature's full name.
+
+    A window begins its length before the hop that an instant lies in. All in ms.
+    """
+
+    definition: str
+    tiles: str
+    hop: int
+    windows: dict[str, int]
+
 
 class ViewRead(Struct, frozen=True, array_like=True):
-    """A view as it was read by all rows of a request.
+    """A view as all rows of a request read it at `instant`.
 
-    `since` is where its windows begin, by feature's full name. `read` is a stream view's, of a window view without what
-    was applied to a row's fields.
+    `folded` is, of a stream view, how far each partition of its topics is; `applied`, of a presence view, what was
+    applied to it: the header of each of them.
     """
 
     name: str
-    since: dict[str, int]
-    read: StreamRead | None
+    instant: int
+    sort: StreamSort | None
+    folded: dict[str, list[Folded]]
+    applied: dict[str, list[bytes | None]]
 
-    def of(self, trace: Trace) -> Read:
-        """What a row read."""
-        if isinstance(trace, BatchRead):
-            return trace
-        assert self.read is not None, "a trace of another view"
-        if trace is None:
-            return self.read
-        topics = {name: _applied(topic, trace) for name, topic in self.read.topics.items()}
-        return replace(self.read, topics=topics)
+    @property
+    def since(self) -> dict[str, int]:
+        """Where windows begin, by feature's full name."""
+        if (sort := self.sort) is None:
+            return {}
+        hop_start = self.instant - self.instant % sort.hop
+        return {name: hop_start - window for name, window in sort.windows.items()}
+
+    def teller(self) -> Callable[[Trace], Read]:
+        """What says what a row read."""
+        sort, folded = self.sort, self.folded
+        until = [None if one is None else one[_COMPLETE] for partitions in folded.values() for one in partitions]
+        whole = [instant for instant in until if instant is not None]
+        complete = min(whole) if whole and len(whole) == len(until) and all(folded.values()) else None
+        topics = [(name, *_columns(partitions)) for name, partitions in folded.items()]
+
+        def stream(headers: Mapping[str, Sequence[bytes | None]]) -> StreamRead:
+            assert sort is not None, "a trace of another view"
+            told = {
+                name: TopicRead(epochs, offsets, _applied(epochs, headers.get(name, ())), logs)
+                for name, epochs, offsets, logs in topics
+            }
+            return StreamRead(sort.definition, sort.tiles, self.instant, told, complete)
+
+        shared = None if sort is None else stream(self.applied)
+
+        def tell(trace: Trace) -> Read:
+            if isinstance(trace, list):
+                return stream(dict.fromkeys(folded, trace))
+            assert trace is not None or shared is not None, "a trace of another view"
+            return shared if trace is None else trace  # type: ignore[return-value]  # by the line above
+
+        return tell
 
 
-def _applied(topic: TopicRead, fields: Sequence[bytes | None]) -> TopicRead:
-    """With the last offset in what was read: of fields of the epoch that the progress names alone."""
-    headers = [None if data is None else tile_codec.unpack_header(data) for data in fields]
-    applied = [
-        header.offset if header is not None and header.epoch == epoch else None
-        for header, epoch in zip(headers, topic.epochs, strict=False)
-    ]
-    applied += [None] * (len(topic.epochs) - len(applied))
-    return replace(topic, applied=applied)
+_EPOCH, _OFFSET, _COMPLETE, _LOG = 0, 1, 3, 5  # in Folded
+_OF_HEADER = tile_codec.HEADER.unpack
+
+
+def _columns(folded: Sequence[Folded]) -> tuple[list[int | None], list[int | None], list[int | None]]:
+    """The epochs, offsets and logs of partitions."""
+    epochs, offsets, logs = ([one and one[place] for one in folded] for place in (_EPOCH, _OFFSET, _LOG))
+    return epochs, offsets, logs
+
+
+def _applied(epochs: Sequence[int | None], headers: Sequence[bytes | None]) -> list[int | None]:
+    """The last offset in what was read: of fields of the epoch that the progress names alone."""
+    found: list[int | None] = [None] * len(epochs)
+    for place, (epoch, data) in enumerate(zip(epochs, headers, strict=False)):
+        if data is not None:
+            of, offset = _OF_HEADER(data)
+            if of == epoch:
+                found[place] = offset
+    return found
