@@ -22,6 +22,7 @@ from feast.value_type import ValueType
 
 from feature_repo.stores import feast_messages
 from feature_repo.stores.feast_messages import column_of, column_of_ids
+from feature_repo.stores.feast_response import Column, LazyResponse
 from feature_repo.stores.reading import Answer, ReadPlan, Status, Wanted
 from feature_repo.stores.values import WIRE, from_proto, to_proto, wire
 from feature_repo.views import compile_view
@@ -62,6 +63,8 @@ class Request(NamedTuple):
     """what on-demand views take from the request"""
     entityless: bool
     full: bool
+    names: list[str]
+    """of the features, in their order"""
     kinds: dict[str, ValueType]
     metadata: bytes
     """the answer's own, serialized: the names of its columns"""
@@ -101,6 +104,22 @@ class Request(NamedTuple):
 
     def response(self, rows: Columns, answer: Answer, with_versions: bool) -> OnlineResponse:
         """The answer as Feast's clients expect it, on-demand views computed."""
+        if self.context.on_demand:
+            response = self._message(rows, answer, with_versions)
+            self._add_on_demand(response)
+            return OnlineResponse(response, feature_types=self.kinds)
+        ids = [
+            Column(name, [_id_bytes(self.kinds[name], value) for value in rows[name]], [None] * len(rows[name]))
+            for name in self.columns
+        ]
+        read = [column for view in answer.columns for column in view]
+        columns = [
+            Column(name, [feature.value for feature in column], [feature.event_ms for feature in column])
+            for name, column in zip(self.names, read, strict=True)
+        ]
+        return LazyResponse(ids + columns, self.kinds, lambda: self._message(rows, answer, with_versions))
+
+    def _message(self, rows: Columns, answer: Answer, with_versions: bool) -> GetOnlineFeaturesResponse:
         columns = [column_of_ids([_id_bytes(self.kinds[name], value) for value in rows[name]]) for name in self.columns]
         for name in self.data:  # their type is what they are, as in Feast; nulls alone have that of the definition
             kind = ValueType.UNKNOWN if any(value is not None for value in rows[name]) else self.kinds[name]
@@ -111,9 +130,7 @@ class Request(NamedTuple):
         if with_versions:
             for name, version in self.versions.items():
                 response.metadata.feature_view_metadata.add(name=name, version=version)
-        if self.context.on_demand:
-            self._add_on_demand(response)
-        return OnlineResponse(response, feature_types=self.kinds)
+        return response
 
     def _add_on_demand(self, response: GetOnlineFeaturesResponse) -> None:
         context, read = self.context, len(response.results)
@@ -184,7 +201,7 @@ def compile_request(project: str, found: Any, full: bool, versioned: bool) -> Re
     named = GetOnlineFeaturesResponse()
     named.metadata.feature_names.val.extend([*columns, *data, *names])
     metadata = named.SerializeToString()
-    return Request(context, plan, columns, data, context.entityless, full, kinds, metadata, versions)
+    return Request(context, plan, columns, data, context.entityless, full, names, kinds, metadata, versions)
 
 
 class _Servable:
