@@ -4,28 +4,25 @@ The fold of a field is a function of the log's prefix alone, so it does not matt
 or below the header's offset are skipped, and a write is accepted only over the header that it was folded from.
 """
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from feature_repo.stores import layout, tile_codec
-from feature_repo.stores.progress import Progress, digest
-from feature_repo.stores.stream_store import FieldWrite, PresenceEvent, StreamStore
+from feature_repo.stores.progress import Progress
+from feature_repo.stores.stream_store import FieldWrite, PresenceEvent, StreamStore, presence_calls
 from feature_repo.stores.tile_codec import Header
 from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
-from feature_repo.windows import COUNT, DISTINCT, SQUARES, SUM, PartValue, Tiles, merge, observe
-from ingestion.events import Event, Scalar
+from feature_repo.windows import Tiles
+from ingestion.event_columns import EventColumns, Placed
+from ingestion.events import Scalar
+from ingestion.grouping import Entity, Grouper
+
+__all__ = ["FieldCache", "Folder", "LostPartition", "Placed", "PresenceFolder", "WindowFolder", "folder_of"]
 
 _TRIES = 5
 _NO_OFFSET = -1
-_NEVER = -(2**63)  # a hop before any
 _KEYS_KEPT = 100_000
-
-Placed = tuple[int, Event]
-"""An event and its offset."""
-
-Seen = tuple[int, int, list[PartValue]]
-"""What a fold takes of an event: its time, its offset, and its value of each part."""
 
 
 class LostPartition(RuntimeError):
@@ -75,11 +72,11 @@ class WindowFolder:
 
     def __init__(self, view: WindowView, store: StreamStore) -> None:
         self.view, self._store = view, store
+        self._group = Grouper(view.layout)
         self._key = layout.key_builder(store.project, view.join_keys, view.key_types)
         self._keys: dict[tuple[Scalar, ...], bytes] = {}
-        parts = view.layout.parts
-        self._parts = [(part, part.column, part.kind == COUNT) for part in parts]
-        self._merging = [(i, "" if part.kind in (COUNT, SUM, SQUARES) else part.kind) for i, part in enumerate(parts)]
+        self.columns = frozenset(view.join_keys) | frozenset(view.layout.columns)
+        """The columns of events that it looks at."""
 
     def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
         """Fold events (in offset order) into their entities' fields; how many were late.
@@ -89,21 +86,23 @@ class WindowFolder:
         """
         epoch = stored.epoch
         field = layout.tiles_field(self.view, partition)
-        waiting = self._by_entity(partition, events)
+        waiting = self._by_entity(partition, EventColumns.of(events, self.columns))
         late: dict[bytes, int] = {}  # by entity, so that one that is folded again is counted again
         for _ in range(_TRIES):
             fields = self._fields(cache, field, partition, stored, list(waiting))
             writes: list[tuple[bytes, FieldWrite, _Field]] = []
-            for key, observations in waiting.items():
-                folded, late[key] = self._fold_one(fields[key], observations)
-                if folded is not None:
-                    value = tile_codec.pack(Header(epoch, folded.offset), self.view.layout, folded.tiles)
-                    writes.append((key, FieldWrite(key, field, folded.stored, value), folded))
+            for key, entity in waiting.items():
+                held = fields[key]
+                folded, late[key] = entity.fold(held.tiles, held.offset)
+                if folded > held.offset:
+                    held.offset = folded
+                    value = tile_codec.pack(Header(epoch, folded), self.view.layout, held.tiles)
+                    writes.append((key, FieldWrite(key, field, held.stored, value), held))
             accepted = self._store.write_fields([write for _, write, _ in writes]) if writes else []
             refused = []
-            for (key, write, folded), ok in zip(writes, accepted, strict=True):
+            for (key, write, held), ok in zip(writes, accepted, strict=True):
                 if ok:
-                    folded.stored = write.value[: tile_codec.HEADER.size]
+                    held.stored = write.value[: tile_codec.HEADER.size]
                 else:
                     cache.drop((key, field))
                     refused.append(key)
@@ -112,71 +111,22 @@ class WindowFolder:
             waiting = {key: waiting[key] for key in refused}
         raise LostPartition(f"{self.view.name}: {len(waiting)} fields of partition {partition} keep changing under us")
 
-    def _by_entity(self, partition: int, events: Sequence[Placed]) -> dict[bytes, list[Seen]]:
-        by_entity: defaultdict[bytes, list[Seen]] = defaultdict(list)
+    def _by_entity(self, partition: int, events: EventColumns) -> dict[bytes, Entity]:
+        if not events:
+            return {}
         names, keys = self.view.join_keys, self._keys
-        for offset, (_, _, time, columns) in events:
-            ids = tuple([columns[name] for name in names])
-            key = keys.get(ids)
-            if key is None:
-                if None in ids:  # an event of nobody, as far as this view goes
-                    continue
-                key = self._remembered(ids)
-            by_entity[key].append((time, offset, self._values(columns, time, partition, offset)))
-        return by_entity
+        ids = list(zip(*[events.columns[name] for name in names], strict=True))
+        if any(None in events.columns[name] for name in names):  # events of nobody, as far as this view goes
+            somebody = [i for i, each in enumerate(ids) if None not in each]
+            return self._by_entity(partition, events.only(somebody))
+        entities = self._group(partition, events, ids)
+        return {keys.get(own) or self._remembered(own): entity for own, entity in entities}
 
     def _remembered(self, ids: tuple[Scalar, ...]) -> bytes:
         if len(self._keys) >= _KEYS_KEPT:
             self._keys.clear()
         key = self._keys[ids] = self._key(ids)
         return key
-
-    def _values(self, columns: Mapping[str, Scalar], time: int, partition: int, offset: int) -> list[PartValue]:
-        values: list[PartValue] = []
-        for part, column, counts in self._parts:
-            value = columns[column]
-            if counts:
-                values.append(0 if value is None else 1)
-            else:
-                hashed = digest(repr(value or 0)) if part.kind == DISTINCT else 0  # -0.0 is 0.0
-                values.append(observe(part, value, hashed, time, partition, offset))
-        return values
-
-    def _fold_one(self, field: _Field, seen: Sequence[Seen]) -> tuple[_Field | None, int]:
-        """Fold into `field`, in place: the field if it has to be written, and how many events were late.
-
-        What `Tiles.fold` does with one event after the other, but that old tiles are dropped once, at the end.
-        """
-        folded, tiles, layout = field.offset, field.tiles, self.view.layout
-        by_hop, hop, newest = tiles.by_hop, layout.hop, tiles.newest
-        oldest = _NEVER if newest is None else newest // hop - layout.hops_kept
-        late = 0
-        for time, offset, values in seen:
-            if offset <= field.offset:
-                continue
-            number = time // hop
-            if number < oldest:
-                late += 1
-                continue
-            folded = offset
-            tile = by_hop.get(number)
-            if tile is None:
-                by_hop[number] = values
-            else:
-                for i, kind in self._merging:
-                    if kind:
-                        tile[i] = merge(kind, tile[i], values[i])
-                    else:
-                        tile[i] += values[i]  # type: ignore[operator, assignment]  # whole numbers
-            if newest is None or time > newest:
-                newest, oldest = time, number - layout.hops_kept
-        if folded == field.offset:
-            return None, late
-        field.offset, tiles.newest = folded, newest
-        if min(by_hop) < oldest:
-            for gone in [number for number in by_hop if number < oldest]:
-                del by_hop[gone]
-        return field, late
 
     def _fields(
         self, cache: FieldCache, field: bytes, partition: int, stored: Progress, keys: Sequence[bytes]
@@ -210,6 +160,8 @@ class PresenceFolder:
     def __init__(self, view: PresenceView, store: StreamStore) -> None:
         self.view, self._store = view, store
         self._groups: dict[tuple[Scalar, ...], str] = {}
+        self.columns = frozenset({view.member, view.state, *view.join_keys} - {TOPIC_STATE})
+        """The columns of events that it looks at."""
 
     def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
         """Apply events of one topic in any order; none is ever late. `cache` is not used: the store compares.
@@ -218,14 +170,19 @@ class PresenceFolder:
         """
         if not events:
             return 0
-        moves: list[PresenceEvent] = []
-        names, member, state = self.view.join_keys, self.view.member, self.view.state
-        for offset, (topic, _, time, columns) in events:
-            ids = tuple([columns[name] for name in names])
-            group = self._groups.get(ids) or self._remembered(ids)
-            said = topic if state == TOPIC_STATE else str(columns[state])
-            moves.append(PresenceEvent(str(columns[member]), time, offset, said, group))
-        self._store.send_presence(self.view, events[0][1].topic, partition, stored.epoch, moves)
+        given, view, groups = EventColumns.of(events, self.columns), self.view, self._groups
+        members, topic = given.columns[view.member], given.topic
+        states = None if view.state == TOPIC_STATE else given.columns[view.state]
+        times, offsets = given.times.tolist(), given.offsets.tolist()
+        keys = [given.columns[name] for name in view.join_keys]
+
+        def move(i: int) -> PresenceEvent:
+            ids = tuple([key[i] for key in keys])
+            group = groups.get(ids) or self._remembered(ids)
+            return PresenceEvent(str(members[i]), times[i], offsets[i], str(states[i]) if states else topic, group)
+
+        calls = presence_calls(members, given.times, given.offsets, move)
+        self._store.send_presence(view, topic, partition, stored.epoch, calls)
         return 0
 
     def _remembered(self, ids: tuple[Scalar, ...]) -> str:

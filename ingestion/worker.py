@@ -6,10 +6,12 @@ what it holds, reads the progress again and goes on from there; the fence makes 
 
 import gc
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import structlog
 
 from feature_repo.clock import Clock
@@ -20,9 +22,10 @@ from feature_repo.views import StreamView
 from ingestion.archive_reader import Archived, ArchivedLog
 from ingestion.dead_letters import dead_letter
 from ingestion.definition_checks import check_views
-from ingestion.events import DEAD_LETTERS, BadEvent, parse
-from ingestion.folding import Folder, LostPartition, Placed, folder_of
-from ingestion.log import EventLog, LogConsumer, LogUnavailable, Message, PositionGone, Record, TopicPartition
+from ingestion.event_columns import EventColumns, parse_records
+from ingestion.events import DEAD_LETTERS
+from ingestion.folding import Folder, LostPartition, folder_of
+from ingestion.log import EventLog, LogConsumer, LogUnavailable, PositionGone, Record, Records, TopicPartition
 from ingestion.partitions import Partition, PartitionOpener, store_progress, store_seen
 
 GROUP = "tiffin-worker"
@@ -166,6 +169,10 @@ class Worker:
             for topic in view.topics:
                 self._views.setdefault(topic, []).append(view)
         self._folders: dict[str, Folder] = {view.tiles_hash: folder_of(view, self.store) for view in views}
+        self._columns = {
+            topic: frozenset[str]().union(*(self._folders[view.tiles_hash].columns for view in of_topic))
+            for topic, of_topic in self._views.items()
+        }
         self.topics = sorted(self._views)
 
     def _agree(self) -> None:
@@ -221,7 +228,7 @@ class Worker:
             if chunk:
                 events = [(offset, event) for offset, _, event in chunk]
                 with self._writing():
-                    self._begin(held, events)
+                    self._begin(held, EventColumns.of(events, self._columns[held.where.topic]))
                     self._finish([(held, chunk[-1].offset + 1, chunk[-1].append_ms)])
                 count += len(chunk)
             elif chunk is None:
@@ -244,21 +251,13 @@ class Worker:
             self._finish(done)
         return count
 
-    def _parsed(self, held: Partition, batch: Sequence[Record]) -> list[Placed]:
-        events: list[Placed] = []
-        dead: list[Message] = []
-        start = held.offset
-        for record in batch:
-            topic, _, offset, append_ms, _, value = record
-            if offset < start:
-                continue
-            try:
-                events.append((offset, parse(topic, value, append_ms)))
-            except BadEvent as error:
-                dead.append(dead_letter(record, error))
-        if dead and not self.side:
-            self.log.publish(DEAD_LETTERS, dead)
-        self.counts.dead += len(dead)
+    def _parsed(self, held: Partition, batch: Sequence[Record]) -> EventColumns:
+        records = Records.of(batch)
+        new = records[bisect_left(records.offsets, held.offset) :]
+        events, refused = parse_records(new, self._columns[held.where.topic])
+        if refused and not self.side:
+            self.log.publish(DEAD_LETTERS, [dead_letter(record, error) for record, error in refused])
+        self.counts.dead += len(refused)
         return events
 
     @contextmanager
@@ -272,14 +271,13 @@ class Worker:
             self.store.hang_up()
             raise
 
-    def _begin(self, held: Partition, given: Sequence[Placed]) -> None:
+    def _begin(self, held: Partition, given: EventColumns) -> None:
         """Fold events into every view of the partition. What is sent of it need not be written yet."""
         events = held.fresh(given)
         self.counts.repeats += len(given) - len(events)
         self.counts.events += len(events)
         for fold in held.folds:
-            ahead = bool(events) and events[0][0] < fold.offset
-            new = [placed for placed in events if placed[0] >= fold.offset] if ahead else events
+            new = events[int(np.searchsorted(events.offsets, fold.offset)) :]
             try:
                 folder = self._folders[fold.view.tiles_hash]
                 self.counts.late += folder.fold(held.where.partition, fold.stored, held.cache, new)

@@ -5,9 +5,12 @@ Used by what writes: workers, a backfill, the parity run. Holds no state: what a
 """
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from feature_repo.settings import Settings
 from feature_repo.stores import layout, scripts
@@ -16,10 +19,13 @@ from feature_repo.stores.redis_client import Redis, ServerRun, connect
 from feature_repo.stores.served import Served, Switch, served_from, served_hash
 from feature_repo.views import PresenceView, StreamView
 
+Ints = NDArray[np.int64]
+
 _SEEN = struct.Struct(">QQ")
 _REGISTER = struct.Struct(">QIQQ")
 _BIAS = 2**63
-_PRESENCE_CHUNK = 500  # events a script call: Redis answers nobody else meanwhile
+_PRESENCE_MEMBERS = 1000  # at most, a script call: Redis answers nobody else meanwhile
+_PRESENCE_STEP = 100
 _SCAN_CHUNK = 1000
 _WRITE_CHUNK = 200
 
@@ -43,6 +49,14 @@ class PresenceEvent(NamedTuple):
     group: str
 
 
+class PresenceCall(NamedTuple):
+    """Of some events the latest of each member; the newest time and the highest offset of all of them."""
+
+    moves: Sequence[PresenceEvent]
+    newest: int
+    offset: int
+
+
 class Swap(NamedTuple):
     """A view's progress to store, if `expected` (None: nothing) is what is stored."""
 
@@ -61,10 +75,13 @@ class SeenPlace(NamedTuple):
 
 
 class SeenNote(NamedTuple):
-    """Ids to keep: of buckets the (id hash, offset) pairs, for so many seconds at most."""
+    """Ids to keep: of buckets the (id hash, offset) pairs, for so many seconds at most.
+
+    A pair is two whole numbers without sign of 8 bytes, big-endian; pairs stand one behind the other.
+    """
 
     place: SeenPlace
-    seen: Mapping[int, Sequence[tuple[int, int]]]
+    seen: Mapping[int, bytes]
     expires_s: int
 
 
@@ -151,7 +168,7 @@ class StreamStore:
         for place, seen, expires_s in notes:
             for bucket, pairs in seen.items():
                 key = self._seen_key(place, bucket)
-                pipe.append(key, struct.pack(f">{2 * len(pairs)}Q", *chain.from_iterable(pairs)))
+                pipe.append(key, pairs)
                 pipe.expire(key, expires_s)
         pipe.execute()
 
@@ -176,8 +193,11 @@ class StreamStore:
         self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
     ) -> None:
         """Move members to where their latest events put them; in any order, any number of times."""
+        members = [event.member for event in events]
+        times, offsets = np.array([e.time for e in events], np.int64), np.array([e.offset for e in events], np.int64)
         self.ready()
-        self.send_presence(view, topic, partition, epoch, events)
+        calls = presence_calls(members, times, offsets, events.__getitem__)
+        self.send_presence(view, topic, partition, epoch, calls)
         self.settle()
 
     def ready(self) -> None:
@@ -188,7 +208,7 @@ class StreamStore:
         self._line.connect()
 
     def send_presence(
-        self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
+        self, view: PresenceView, topic: str, partition: int, epoch: int, calls: Iterable[PresenceCall]
     ) -> None:
         """What `apply_presence` does, but that it does not wait until it is done: `settle` does."""
         number = layout.log_number(view, topic, partition)
@@ -196,11 +216,9 @@ class StreamStore:
         head = [number, epoch.to_bytes(8, "big")]
         tails: dict[tuple[str, str], bytes] = {}
         commands: list[tuple[Any, ...]] = []
-        for at in range(0, len(events), _PRESENCE_CHUNK):
-            chunk = events[at : at + _PRESENCE_CHUNK]
-            newest, last = max([e[1] for e in chunk]), max([e[2] for e in chunk])
+        for moves, newest, last in calls:
             args: list[Any] = [*head, last.to_bytes(8, "big"), newest, view.ttl]
-            for member, time, offset, state, group in _latest(chunk):
+            for member, time, offset, state, group in moves:
                 tail = tails.get((state, group))
                 if tail is None:
                     tail = tails[state, group] = state.encode() + b"\0" + group.encode()
@@ -240,14 +258,25 @@ class StreamStore:
             self._presence_purge(keys=[base], args=[*head, *chunk])
 
 
-def _latest(events: Sequence[PresenceEvent]) -> Iterable[PresenceEvent]:
-    """Of each member the latest event: nobody could see the others, for a script applies all of them at once."""
-    latest: dict[str, PresenceEvent] = {}
-    for event in events:
-        other = latest.setdefault(event[0], event)
-        if other is not event and event[1:3] > other[1:3]:  # time and offset
-            latest[event[0]] = event
-    return latest.values()
+def presence_calls(
+    members: Sequence[Hashable], times: Ints, offsets: Ints, event: Callable[[int], PresenceEvent]
+) -> Iterator[PresenceCall]:
+    """Events of these members, times and offsets, in their order, as calls of not too many members each.
+
+    `event` makes those that count: of each member the latest of a call, for nobody could see the others.
+    """
+    begin = 0
+    while begin < len(members):
+        found: set[Hashable] = set()
+        end = begin
+        while end < len(members) and len(found) + _PRESENCE_STEP <= _PRESENCE_MEMBERS:
+            found.update(members[end : end + _PRESENCE_STEP])
+            end = min(end + _PRESENCE_STEP, len(members))
+        order = np.lexsort((offsets[begin:end], times[begin:end])) + begin
+        latest = {members[i]: i for i in order.tolist()}
+        newest, last = int(times[begin:end].max()), int(offsets[begin:end].max())
+        yield PresenceCall([event(i) for i in latest.values()], newest, last)
+        begin = end
 
 
 def open_stream_store(settings: Settings, project: str) -> StreamStore:
