@@ -5,7 +5,7 @@ or below the header's offset are skipped, and a write is accepted only over the 
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feature_repo.stores import layout, tile_codec
@@ -23,6 +23,10 @@ __all__ = ["FieldCache", "Folder", "LostPartition", "Placed", "PresenceFolder", 
 _TRIES = 5
 _NO_OFFSET = -1
 _KEYS_KEPT = 100_000
+
+
+Settled = Callable[[], int]
+"""Sees to what the store has refused, and says how many events were late."""
 
 
 class LostPartition(RuntimeError):
@@ -67,6 +71,26 @@ class FieldCache:
         return len(self._fields)
 
 
+@dataclass
+class _Sent:
+    """Writes of fields, and what the store says of each when it has settled."""
+
+    writes: Sequence[FieldWrite]
+    fields: Sequence[_Field]
+    accepted: Sequence[bool]
+
+    def refused(self, cache: FieldCache) -> list[bytes]:
+        """The keys of those that were not written; they are held no longer."""
+        keys = []
+        for write, held, ok in zip(self.writes, self.fields, self.accepted, strict=True):
+            if ok:
+                held.stored = write.value[: tile_codec.HEADER.size]
+            else:
+                cache.drop((write.key, write.field))
+                keys.append(write.key)
+        return keys
+
+
 class WindowFolder:
     """Folds events into one window view's fields."""
 
@@ -84,32 +108,57 @@ class WindowFolder:
         `stored` is the progress that the events follow on. Raises LostPartition if another is in the store when fields
         are read (they may lack events before these), or the fence refuses again and again.
         """
-        epoch = stored.epoch
+        self._store.ready()
+        done = self.begin(partition, stored, cache, events)
+        self._store.settle()
+        return done()
+
+    def begin(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> Settled:
+        """The same, but the fields are sent only: to be called when the store has settled is what is returned.
+
+        Until then no other events may be folded into the same partition.
+        """
         field = layout.tiles_field(self.view, partition)
         waiting = self._by_entity(partition, EventColumns.of(events, self.columns))
         late: dict[bytes, int] = {}  # by entity, so that one that is folded again is counted again
-        for _ in range(_TRIES):
-            fields = self._fields(cache, field, partition, stored, list(waiting))
-            writes: list[tuple[bytes, FieldWrite, _Field]] = []
-            for key, entity in waiting.items():
-                held = fields[key]
-                folded, late[key] = entity.fold(held.tiles, held.offset)
-                if folded > held.offset:
-                    held.offset = folded
-                    value = tile_codec.pack(Header(epoch, folded), self.view.layout, held.tiles)
-                    writes.append((key, FieldWrite(key, field, held.stored, value), held))
-            accepted = self._store.write_fields([write for _, write, _ in writes]) if writes else []
-            refused = []
-            for (key, write, held), ok in zip(writes, accepted, strict=True):
-                if ok:
-                    held.stored = write.value[: tile_codec.HEADER.size]
-                else:
-                    cache.drop((key, field))
-                    refused.append(key)
-            if not refused:
-                return sum(late.values())
-            waiting = {key: waiting[key] for key in refused}
-        raise LostPartition(f"{self.view.name}: {len(waiting)} fields of partition {partition} keep changing under us")
+        sent = self._send(cache, field, partition, stored, waiting, late)
+
+        def done() -> int:
+            nonlocal sent
+            for _ in range(_TRIES):
+                refused = sent.refused(cache)
+                if not refused:
+                    return sum(late.values())
+                self._store.ready()
+                sent = self._send(cache, field, partition, stored, {key: waiting[key] for key in refused}, late)
+                self._store.settle()
+            raise LostPartition(
+                f"{self.view.name}: {len(refused)} fields of partition {partition} keep changing under us"
+            )
+
+        return done
+
+    def _send(
+        self,
+        cache: FieldCache,
+        field: bytes,
+        partition: int,
+        stored: Progress,
+        waiting: Mapping[bytes, Entity],
+        late: dict[bytes, int],
+    ) -> "_Sent":
+        fields = self._fields(cache, field, partition, stored, list(waiting))
+        writes: list[FieldWrite] = []
+        written: list[_Field] = []
+        for key, entity in waiting.items():
+            held = fields[key]
+            folded, late[key] = entity.fold(held.tiles, held.offset)
+            if folded > held.offset:
+                held.offset = folded
+                value = tile_codec.pack(Header(stored.epoch, folded), self.view.layout, held.tiles)
+                writes.append(FieldWrite(key, field, held.stored, value))
+                written.append(held)
+        return _Sent(writes, written, self._store.send_fields(writes) if writes else [])
 
     def _by_entity(self, partition: int, events: EventColumns) -> dict[bytes, Entity]:
         if not events:
@@ -163,13 +212,13 @@ class PresenceFolder:
         self.columns = frozenset({view.member, view.state, *view.join_keys} - {TOPIC_STATE})
         """The columns of events that it looks at."""
 
-    def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
+    def begin(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> Settled:
         """Apply events of one topic in any order; none is ever late. `cache` is not used: the store compares.
 
         They are sent only: whoever folds has the store `settle` before anything is said about it.
         """
         if not events:
-            return 0
+            return _none_late
         given, view, groups = EventColumns.of(events, self.columns), self.view, self._groups
         members, topic = given.columns[view.member], given.topic
         states = None if view.state == TOPIC_STATE else given.columns[view.state]
@@ -183,13 +232,17 @@ class PresenceFolder:
 
         calls = presence_calls(members, given.times, given.offsets, move)
         self._store.send_presence(view, topic, partition, stored.epoch, calls)
-        return 0
+        return _none_late
 
     def _remembered(self, ids: tuple[Scalar, ...]) -> str:
         if len(self._groups) >= _KEYS_KEPT:
             self._groups.clear()
         group = self._groups[ids] = layout.group_name(ids)
         return group
+
+
+def _none_late() -> int:
+    return 0
 
 
 Folder = WindowFolder | PresenceFolder

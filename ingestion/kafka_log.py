@@ -354,7 +354,7 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client ha
         return run[bisect_left(run.offsets, self.fetch_offset) :]
 
     def _maybe_skip_record(self, run: Records) -> bool:
-        return run.offsets[-1] < self.fetch_offset
+        return bool(run.offsets[-1] < self.fetch_offset)
 
     def _unpack_records(self, tp: KafkaPartition, records: Any, *deserializers: Any) -> Iterator[Records]:
         topic = tp.topic.removeprefix(self._prefix)

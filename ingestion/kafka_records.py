@@ -57,19 +57,29 @@ def _bodies(data: bytes, at: int, count: int) -> tuple[Ints, Ints]:
     """Where each record begins, behind its length, and where it ends."""
     begins, ends = [], []
     for _ in range(count):
-        byte = data[at]
-        length, shift = byte & 0x7F, 7
-        while byte >= _MORE:
-            at += 1
-            byte = data[at]
-            length |= (byte & 0x7F) << shift
-            shift += 7
-        if length & 1 or shift > 7 * _LONGEST:
+        low, high = data[at], data[at + 1]
+        if low >= _MORE > high:  # most lengths
+            length, at = (low & 0x7F) | high << 7, at + 2
+        else:
+            length, at = _length(data, at)
+        if length & 1:
             raise IndexError
-        begins.append(at + 1)
-        at += 1 + (length >> 1)
+        begins.append(at)
+        at += length >> 1
         ends.append(at)
     return np.array(begins, np.int64), np.array(ends, np.int64)
+
+
+def _length(data: bytes, at: int) -> tuple[int, int]:
+    """A number of variable length, still in zigzag form, and where it ends."""
+    length = 0
+    for shift in range(0, 7 * _LONGEST, 7):
+        byte = data[at]
+        length |= (byte & 0x7F) << shift
+        at += 1
+        if byte < _MORE:
+            return length, at
+    raise IndexError
 
 
 def _numbers(raw: NDArray[np.uint8], at: Ints) -> tuple[Ints, Ints]:

@@ -5,8 +5,9 @@ Used by what writes: workers, a backfill, the parity run. Holds no state: what a
 """
 
 import struct
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ class StreamStore:
         self.run = run or ServerRun()
         self._replace_hash = client.register_script(scripts.REPLACE_HASH)
         self._line: Any = None  # a connection on which is sent first, and read later
-        self._unanswered = 0
+        self._unanswered: deque[list[bool]] = deque()
         self._presence_purge = client.register_script(scripts.PRESENCE_PURGE)
 
     def served(self) -> Served:
@@ -155,12 +156,22 @@ class StreamStore:
 
     def write_fields(self, writes: Sequence[FieldWrite]) -> list[bool]:
         """Write each field unless its header changed meanwhile: which were written."""
-        pipe = self._client.pipeline(transaction=False)
+        self.ready()
+        answers = self.send_fields(writes)
+        self.settle()
+        return answers
+
+    def send_fields(self, writes: Sequence[FieldWrite]) -> list[bool]:
+        """What `write_fields` does, but that it does not wait: the answers are in the list when `settle` is done."""
+        commands: list[tuple[Any, ...]] = []
         for at in range(0, len(writes), _WRITE_CHUNK):
             chunk = writes[at : at + _WRITE_CHUNK]
-            args = [word for write in chunk for word in write[1:]]
-            pipe.eval(scripts.FENCED_WRITE, len(chunk), *[write.key for write in chunk], *args)
-        return [bool(answer) for answers in pipe.execute() for answer in answers]
+            keys = [write.key for write in chunk]
+            args = chain.from_iterable([write[1:] for write in chunk])
+            commands.append(("EVAL", scripts.FENCED_WRITE, len(chunk), *keys, *args))
+        answers: list[bool] = []
+        self._send(commands, answers)
+        return answers
 
     def note_seen(self, notes: Sequence[SeenNote]) -> None:
         """Append ids to their buckets. Facts about the log: repeating them changes nothing."""
@@ -201,7 +212,7 @@ class StreamStore:
         self.settle()
 
     def ready(self) -> None:
-        """Connect for `send_presence`, if need be."""
+        """Connect for what is sent and waited for later, if need be."""
         if self._line is None:
             self._line = self._client.connection_pool.get_connection()
             self._client.ping()  # so that there is another for what is asked meanwhile
@@ -224,27 +235,32 @@ class StreamStore:
                     tail = tails[state, group] = state.encode() + b"\0" + group.encode()
                 args += (member, _REGISTER.pack(time + _BIAS, number, offset, epoch) + tail, time)
             commands.append(("EVAL", scripts.PRESENCE_APPLY, 1, base, *args))
+        self._send(commands, [])
+
+    def _send(self, commands: Sequence[tuple[Any, ...]], answers: list[bool]) -> None:
         try:
             self._line.send_packed_command(self._line.pack_commands(commands))
         except BaseException:
             self.hang_up()
             raise
-        self._unanswered += len(commands)
+        self._unanswered += repeat(answers, len(commands))
 
     def settle(self) -> None:
         """Wait until all that was sent is done. Raises what the store answers to any of it."""
         try:
             while self._unanswered:
-                self._line.read_response()
-                self._unanswered -= 1
+                answer = self._line.read_response()
+                answers = self._unanswered.popleft()
+                if isinstance(answer, list):
+                    answers += map(bool, answer)
         except BaseException:
             self.hang_up()
             raise
 
     def hang_up(self) -> None:
         """Wait for nothing of what was sent; it may be done or not."""
-        if self._unanswered or self._line is not None:
-            self._unanswered = 0
+        self._unanswered.clear()
+        if self._line is not None:
             self._line.disconnect()
 
     def purge_presence(self, view: PresenceView, topic: str, partition: int, epoch: int) -> None:
