@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from feature_repo.settings import Settings
 from feature_repo.stores import layout, scripts
 from feature_repo.stores.progress import Progress
-from feature_repo.stores.redis_client import Redis, ServerRun, connect
+from feature_repo.stores.redis_client import Redis, ServerRun, StoreGone, connect
 from feature_repo.stores.served import Served, Switch, served_from, served_hash
 from feature_repo.views import PresenceView, StreamView
 
@@ -98,6 +98,7 @@ class StreamStore:
         self._replace_hash = client.register_script(scripts.REPLACE_HASH)
         self._line: Any = None  # a connection on which is sent first, and read later
         self._unanswered: deque[list[bool]] = deque()
+        self._given_up = False  # something that was sent since `ready`
         self._presence_purge = client.register_script(scripts.PRESENCE_PURGE)
 
     def served(self) -> Served:
@@ -217,6 +218,7 @@ class StreamStore:
             self._line = self._client.connection_pool.get_connection()
             self._client.ping()  # so that there is another for what is asked meanwhile
         self._line.connect()
+        self._given_up = False
 
     def send_presence(
         self, view: PresenceView, topic: str, partition: int, epoch: int, calls: Iterable[PresenceCall]
@@ -246,7 +248,12 @@ class StreamStore:
         self._unanswered += repeat(answers, len(commands))
 
     def settle(self) -> None:
-        """Wait until all that was sent is done. Raises what the store answers to any of it."""
+        """Wait until all that was sent is done. Raises what the store answers to any of it.
+
+        Raises StoreGone where some of it was given up, whoever did that.
+        """
+        if self._given_up:
+            raise StoreGone("what was sent to the online store was given up: nobody knows whether it is there")
         try:
             while self._unanswered:
                 answer = self._line.read_response()
@@ -259,6 +266,7 @@ class StreamStore:
 
     def hang_up(self) -> None:
         """Wait for nothing of what was sent; it may be done or not."""
+        self._given_up = self._given_up or bool(self._unanswered)
         self._unanswered.clear()
         if self._line is not None:
             self._line.disconnect()

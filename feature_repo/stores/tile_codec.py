@@ -58,7 +58,7 @@ def pack(header: Header, layout: Layout, tiles: Tiles) -> bytes:
     hashes: list[int] = []
     for part, values in zip(layout.parts, zip(*map(by_hop.__getitem__, hops), strict=True), strict=True):
         if part.kind in _NEUTRAL_IS_ZERO:
-            columns.append(values)  # type: ignore[arg-type]  # whole numbers, by windows.empty
+            columns.append(values)  # whole numbers, by windows.empty
         else:
             columns += _columns(part.kind, values, hashes)
     codes = "".join(map(_width, columns))
