@@ -16,7 +16,7 @@ from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
 from feature_repo.windows import Tiles
 from ingestion.event_columns import EventColumns, Placed
 from ingestion.events import Scalar
-from ingestion.grouping import Entity, Grouper
+from ingestion.grouping import Entity, Few, Grouper
 
 __all__ = ["FieldCache", "Folder", "LostPartition", "Placed", "PresenceFolder", "WindowFolder", "folder_of"]
 
@@ -144,7 +144,7 @@ class WindowFolder:
         field: bytes,
         partition: int,
         stored: Progress,
-        waiting: Mapping[bytes, Entity],
+        waiting: Mapping[bytes, Entity | Few],
         late: dict[bytes, int],
     ) -> "_Sent":
         fields = self._fields(cache, field, partition, stored, list(waiting))
@@ -160,7 +160,7 @@ class WindowFolder:
                 written.append(held)
         return _Sent(writes, written, self._store.send_fields(writes) if writes else [])
 
-    def _by_entity(self, partition: int, events: EventColumns) -> dict[bytes, Entity]:
+    def _by_entity(self, partition: int, events: EventColumns) -> dict[bytes, Entity | Few]:
         if not events:
             return {}
         names, keys = self.view.join_keys, self._keys

@@ -4,7 +4,7 @@ Folding an entity's group is the same as `Tiles.fold` of its events one after th
 beforehand, because some of them may be late or were folded before, they are folded one after the other.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import pairwise
@@ -38,6 +38,7 @@ Who = TypeVar("Who", bound=Hashable)
 
 _ADDED = (COUNT, SUM, SQUARES)
 _SAFE = 2**62
+_FEW = 48  # events: for fewer, columns cost more than they save
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,25 @@ class _Groups:
     begins: NDArray[np.intp]
     hops: Sequence[int]
     """Of each group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """The events of one entity in the order of their offsets, to be folded one after the other."""
+
+    layout: Layout
+    events: Iterable[Observation]
+
+    def fold(self, tiles: Tiles, folded: int) -> tuple[int, int]:
+        """Fold what lies beyond the offset `folded` into `tiles`: the offset folded by then, and how many were late."""
+        late, last = 0, folded
+        for event in self.events:
+            if event.offset > folded:
+                if tiles.fold(self.layout, event):
+                    last = event.offset
+                else:
+                    late += 1
+        return last, late
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +89,7 @@ class Entity:
         newest = self.newest if tiles.newest is None else max(self.newest, tiles.newest)
         oldest = newest // layout.hop - layout.hops_kept
         if self.first <= folded or hops[0] < oldest:
-            return self._one_by_one(tiles, folded)
+            return Few(layout, self.batch.observed(self.places)).fold(tiles, folded)
         by_hop, merging = tiles.by_hop, self.batch.merging
         for hop, values in zip(hops, self.batch.values[self.tiles], strict=True):
             tile = by_hop.get(hop)
@@ -87,16 +107,6 @@ class Entity:
                 del by_hop[gone]
         return self.last, 0
 
-    def _one_by_one(self, tiles: Tiles, folded: int) -> tuple[int, int]:
-        late, last = 0, folded
-        for event in self.batch.observed(self.places):
-            if event.offset > folded:
-                if tiles.fold(self.batch.layout, event):
-                    last = event.offset
-                else:
-                    late += 1
-        return last, late
-
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
@@ -113,19 +123,24 @@ class _Batch:
 class Grouper:
     """Groups events of one partition as one layout has them."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, few: int = _FEW) -> None:
+        """Fewer events than `few` are grouped to be folded one after the other."""
+        self._layout, self._few_are = layout, few
         kinds = enumerate(part.kind for part in layout.parts)
         self._merging = [(i, "" if kind in _ADDED else kind) for i, kind in kinds]
 
-    def __call__(self, partition: int, events: EventColumns, ids: Sequence[Who]) -> Iterator[tuple[Who, Entity]]:
+    def __call__(
+        self, partition: int, events: EventColumns, ids: Sequence[Who]
+    ) -> Iterator[tuple[Who, "Entity | Few"]]:
         """Each of whom there are events (of each event one of `ids`, in no order), and what there is of them."""
+        if len(ids) < self._few_are:
+            return self._few(partition, events, ids)
         numbers = {who: i for i, who in enumerate(dict.fromkeys(ids))}
         groups, owners = self._grouped(np.array(list(map(numbers.__getitem__, ids)), np.int64), events.times)
         columns = _PartColumns(partition, events, groups, self._layout.parts)
         values = list(zip(*[columns.of(part) for part in self._layout.parts], strict=True))
         batch = _Batch(self._layout, self._merging, groups.hops, values, columns.observed)
-        tiles = np.flatnonzero(np.diff(owners, prepend=-1))
+        tiles = _changes(owners[1:] != owners[:-1])
         begins = groups.begins[tiles]
         offsets, times = events.offsets[groups.order], events.times[groups.order]
         rows = zip(
@@ -138,6 +153,13 @@ class Grouper:
         )
         return ((who, Entity(batch, *row)) for who, row in zip(numbers, rows, strict=True))
 
+    def _few(self, partition: int, events: EventColumns, ids: Sequence[Who]) -> Iterator[tuple[Who, "Entity | Few"]]:
+        places: dict[Who, list[int]] = {}
+        for i, who in enumerate(ids):
+            places.setdefault(who, []).append(i)
+        observer = _Observer(partition, events, self._layout.parts)
+        return ((who, Few(self._layout, [observer.observed(i) for i in own])) for who, own in places.items())
+
     def _grouped(self, owners: Ints, times: Ints) -> tuple[_Groups, Ints]:
         """The groups, and the owner of each."""
         hops = times // self._layout.hop
@@ -147,15 +169,35 @@ class Grouper:
         else:
             order = np.lexsort((hops, owners))
         owners, hops = owners[order], hops[order]
-        begins = np.flatnonzero(np.diff(owners, prepend=-1) | np.diff(hops, prepend=low - 1))
+        begins = _changes((owners[1:] != owners[:-1]) | (hops[1:] != hops[:-1]))
         return _Groups(order, begins, hops[begins].tolist()), owners[begins]
+
+
+class _Observer:
+    """What is observed of single events, by their place among `events`."""
+
+    def __init__(self, partition: int, events: EventColumns, parts: Sequence[Part]) -> None:
+        self._partition, self._columns, self._parts = partition, events.columns, parts
+        self._times, self._offsets = events.times.tolist(), events.offsets.tolist()
+
+    def observed(self, i: int) -> Observation:
+        """One event."""
+        values = tuple([self.value(part, i) for part in self._parts])
+        return Observation(self._times[i], self._partition, self._offsets[i], values)
+
+    def value(self, part: Part, i: int) -> PartValue:
+        """The value of a part over that event."""
+        value = self._columns[part.column][i]
+        hashed = digest(repr(value or 0)) if part.kind == DISTINCT else 0  # -0.0 is 0.0
+        return observe(part, value, hashed, self._times[i], self._partition, self._offsets[i])
 
 
 class _PartColumns:
     """The values of parts over each group."""
 
     def __init__(self, partition: int, events: EventColumns, groups: _Groups, parts: Sequence[Part]) -> None:
-        self._partition, self._events, self._groups, self._parts = partition, events, groups, parts
+        self._events, self._groups = events, groups
+        self._observer = _Observer(partition, events, parts)
         self._numbers: dict[str, Ints | None] = {}
 
     def of(self, part: Part) -> Sequence[PartValue]:
@@ -176,20 +218,10 @@ class _PartColumns:
 
     def observed(self, places: slice) -> Iterator[Observation]:
         """The events at these places, by offset."""
-        events = self._events
-        for i in np.sort(self._groups.order[places]).tolist():
-            time, offset = int(events.times[i]), int(events.offsets[i])
-            values = tuple([self._observe(part, i, time, offset) for part in self._parts])
-            yield Observation(time, self._partition, offset, values)
-
-    def _observe(self, part: Part, i: int, time: int, offset: int) -> PartValue:
-        value = self._events.columns[part.column][i]
-        hashed = digest(repr(value or 0)) if part.kind == DISTINCT else 0  # -0.0 is 0.0
-        return observe(part, value, hashed, time, self._partition, offset)
+        return map(self._observer.observed, np.sort(self._groups.order[places]).tolist())
 
     def _merged(self, part: Part) -> list[PartValue]:
-        times, offsets = self._events.times.tolist(), self._events.offsets.tolist()
-        values = [self._observe(part, i, times[i], offsets[i]) for i in self._groups.order.tolist()]
+        values = [self._observer.value(part, i) for i in self._groups.order.tolist()]
         both = partial(merge, part.kind)
         return [reduce(both, values[group]) for group in _slices(self._groups.begins, len(values))]
 
@@ -208,6 +240,12 @@ class _PartColumns:
         else:
             whole = numbers.astype(object)  # Python's own numbers have no bound
         return _listed(np.add.reduceat((whole * whole if squared else whole)[self._groups.order], self._groups.begins))
+
+
+def _changes(differ: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Where something begins; `differ` says of each place but the first whether it differs from the one before."""
+    found = np.flatnonzero(differ) + 1
+    return np.concatenate([np.zeros(1, np.intp), found])
 
 
 def _slices(begins: NDArray[np.intp], end: int) -> list[slice]:

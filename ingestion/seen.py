@@ -24,6 +24,9 @@ def digests(texts: Sequence[str]) -> Hashes:
 def by_bucket(times: Ints) -> Iterator[tuple[int, NDArray[np.intp]]]:
     """The buckets of events with these times, each with the places of its own among them."""
     buckets = times // BUCKET_MS
+    if len(buckets) and buckets.min() == buckets.max():  # mostly
+        yield int(buckets[0]), np.arange(len(buckets))
+        return
     for bucket in np.unique(buckets).tolist():
         yield bucket, np.flatnonzero(buckets == bucket)
 

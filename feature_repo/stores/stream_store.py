@@ -28,6 +28,7 @@ _BIAS = 2**63
 _PRESENCE_MEMBERS = 1000  # at most, a script call: Redis answers nobody else meanwhile
 _PRESENCE_STEP = 100
 _SCAN_CHUNK = 1000
+_SENT_AT_ONCE = 64 * 1024  # bytes: each time costs a call, and wakes the server
 _WRITE_CHUNK = 200
 
 
@@ -97,6 +98,7 @@ class StreamStore:
         self.run = run or ServerRun()
         self._replace_hash = client.register_script(scripts.REPLACE_HASH)
         self._line: Any = None  # a connection on which is sent first, and read later
+        self._outgoing = bytearray()
         self._unanswered: deque[list[bool]] = deque()
         self._given_up = False  # something that was sent since `ready`
         self._presence_purge = client.register_script(scripts.PRESENCE_PURGE)
@@ -240,12 +242,20 @@ class StreamStore:
         self._send(commands, [])
 
     def _send(self, commands: Sequence[tuple[Any, ...]], answers: list[bool]) -> None:
+        self._unanswered += repeat(answers, len(commands))
+        for packed in self._line.pack_commands(commands):
+            self._outgoing += packed
+        if len(self._outgoing) >= _SENT_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
         try:
-            self._line.send_packed_command(self._line.pack_commands(commands))
+            if self._outgoing:
+                self._line.send_packed_command([bytes(self._outgoing)])
+            self._outgoing.clear()
         except BaseException:
             self.hang_up()
             raise
-        self._unanswered += repeat(answers, len(commands))
 
     def settle(self) -> None:
         """Wait until all that was sent is done. Raises what the store answers to any of it.
@@ -254,6 +264,7 @@ class StreamStore:
         """
         if self._given_up:
             raise StoreGone("what was sent to the online store was given up: nobody knows whether it is there")
+        self._flush()
         try:
             while self._unanswered:
                 answer = self._line.read_response()
@@ -268,6 +279,7 @@ class StreamStore:
         """Wait for nothing of what was sent; it may be done or not."""
         self._given_up = self._given_up or bool(self._unanswered)
         self._unanswered.clear()
+        self._outgoing.clear()
         if self._line is not None:
             self._line.disconnect()
 
