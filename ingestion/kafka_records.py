@@ -3,7 +3,8 @@
 Only where a record begins has to be found one after the other; all that lies in them is read for a whole batch at once.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from ingestion.log import Records
 
 _MORE = 0x80
 _LONGEST = 10  # bytes of a number
+_FEW = 32  # records: fewer are read faster one by one
 
 Ints = NDArray[np.int64]
 
@@ -24,32 +26,67 @@ def plain_records(batch: Any, topic: str, partition: int) -> Records:
     batch._maybe_uncompress()
     data, count, base = bytes(batch._buffer), batch.records_count, batch.base_offset
     try:
-        at, ends = _bodies(data, batch._pos, count)
-        raw = np.frombuffer(data, np.uint8)
-        at = at + 1  # attributes: none are in use
-        delta, at = _numbers(raw, at)
-        offset, at = _numbers(raw, at)
-        size, keys = _numbers(raw, at)
-        key_ends = keys + np.maximum(size, 0)
-        value_size, values = _numbers(raw, key_ends)
+        found = _few(data, batch._pos, count) if count < _FEW else _many(data, batch._pos, count)
     except IndexError:
         raise ValueError(f"the batch of {topic} at offset {base} ends within a record") from None
-    value_ends = values + np.maximum(value_size, 0)
-    if (too_long := np.flatnonzero((key_ends < keys) | (value_ends < values) | (value_ends >= ends))).size:
-        # the count of headers follows
-        raise ValueError(f"the record of {topic} at offset {base + int(offset[too_long[0]])} is longer than it says")
-    if (left := len(data) - (int(ends[-1]) if count else batch._pos)) != 0:
+    if found.too_long is not None:
+        raise ValueError(f"the record of {topic} at offset {base + found.too_long} is longer than it says")
+    if (left := len(data) - found.end) != 0:
         raise ValueError(f"the batch of {topic} at offset {base} has {left} bytes too many")
-    stamped = batch.timestamp_type == batch.LOG_APPEND_TIME
-    times = [batch.max_timestamp] * count if stamped else (delta + batch.first_timestamp).tolist()
+    first, stamped = batch.first_timestamp, batch.timestamp_type == batch.LOG_APPEND_TIME
+    times = [batch.max_timestamp] * count if stamped else [first + delta for delta in found.deltas]
+    return Records(topic, partition, [base + offset for offset in found.offsets], times, found.keys, found.values)
+
+
+class _Found(NamedTuple):
+    deltas: Sequence[int]
+    offsets: Sequence[int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes]
+    end: int
+    too_long: int | None
+    """The offset of a record that leaves no room for the count of headers that follows."""
+
+
+def _few(data: bytes, at: int, count: int) -> _Found:
+    found = _Found(deltas := list[int](), offsets := list[int](), keys := list[bytes | None](), values := [], at, None)
+    for _ in range(count):
+        length, at = _number(data, at)
+        end = at + length
+        delta, at = _number(data, at + 1)  # behind the attributes, of which none are in use
+        offset, at = _number(data, at)
+        size, at = _number(data, at)
+        key_end = at + max(size, 0)
+        value_size, value = _number(data, key_end)
+        value_end = value + max(value_size, 0)
+        if length < 0 or value_end >= end:
+            return found._replace(too_long=offset)
+        deltas.append(delta)
+        offsets.append(offset)
+        keys.append(data[at:key_end] if size >= 0 else None)
+        values.append(data[value:value_end])
+        at = end
+    return found._replace(end=at)
+
+
+def _many(data: bytes, start: int, count: int) -> _Found:
+    at, ends = _bodies(data, start, count)
+    raw = np.frombuffer(data, np.uint8)
+    delta, at = _numbers(raw, at + 1)  # behind the attributes, of which none are in use
+    offset, at = _numbers(raw, at)
+    size, keys = _numbers(raw, at)
+    key_ends = keys + np.maximum(size, 0)
+    value_size, values = _numbers(raw, key_ends)
+    value_ends = values + np.maximum(value_size, 0)
+    too_long = np.flatnonzero((key_ends < keys) | (value_ends < values) | (value_ends >= ends))
     key_places = zip(size.tolist(), keys.tolist(), key_ends.tolist(), strict=True)
-    return Records(
-        topic,
-        partition,
-        (offset + base).tolist(),
-        times,
+    return _Found(
+        delta.tolist(),
+        offset.tolist(),
         [data[begin:end] if length >= 0 else None for length, begin, end in key_places],
         [data[begin:end] for begin, end in zip(values.tolist(), value_ends.tolist(), strict=True)],
+        int(ends[-1]),
+        int(offset[too_long[0]]) if too_long.size else None,
     )
 
 
@@ -68,6 +105,14 @@ def _bodies(data: bytes, at: int, count: int) -> tuple[Ints, Ints]:
         at += length >> 1
         ends.append(at)
     return np.array(begins, np.int64), np.array(ends, np.int64)
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    byte = data[at]
+    if byte < _MORE:
+        return (byte >> 1) ^ -(byte & 1), at + 1
+    value, at = _length(data, at)
+    return (value >> 1) ^ -(value & 1), at
 
 
 def _length(data: bytes, at: int) -> tuple[int, int]:
