@@ -7,7 +7,7 @@ event says and when it happened. An event's time is the earlier of its own time 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, Protocol, get_args
 
 import msgspec
 import pyarrow as pa
@@ -114,6 +114,64 @@ class Event(NamedTuple):
     columns: dict[str, Scalar]
 
 
+class Check(Protocol):
+    """Whether events say the impossible: asked of one, or of many by column (instants are arrays)."""
+
+    def __call__(self, columns: Mapping[str, Any]) -> None:
+        """Raises BadEvent if this event does."""
+        ...
+
+    def holds(self, columns: Mapping[str, Any]) -> bool:
+        """Whether none of these events does."""
+        ...
+
+
+class _Anything:
+    """Whatever its fields may hold is possible."""
+
+    def __call__(self, columns: Mapping[str, Any]) -> None:
+        return None
+
+    def holds(self, columns: Mapping[str, Any]) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class _After:
+    """One instant is not before another."""
+
+    later: str
+    earlier: str
+    what: str
+
+    def __call__(self, columns: Mapping[str, Any]) -> None:
+        later, earlier = columns[self.later], columns[self.earlier]
+        if later < earlier:
+            raise BadEvent(
+                self.later, iso(later), f"before {self.earlier} ({iso(earlier)}): {self.what} would be negative"
+            )
+
+    def holds(self, columns: Mapping[str, Any]) -> bool:
+        return bool((columns[self.later] >= columns[self.earlier]).all())
+
+
+@dataclass(frozen=True)
+class _OneOf:
+    """A column holds one of some texts."""
+
+    name: str
+    choices: tuple[str, ...]
+
+    def __call__(self, columns: Mapping[str, Any]) -> None:
+        if columns[self.name] not in self.choices:
+            raise BadEvent(
+                self.name, columns[self.name], f"not one of {', '.join(self.choices)}: no zone could count it"
+            )
+
+    def holds(self, columns: Mapping[str, Any]) -> bool:
+        return set(columns[self.name]).issubset(self.choices)
+
+
 @dataclass(frozen=True)
 class EventType:
     """One topic's events: schema, key, which field is the event's own time, and the columns derived from it.
@@ -126,7 +184,7 @@ class EventType:
     key: str
     time_field: str
     derived: Mapping[str, Callable[[dict[str, Any]], float]]
-    check: Callable[[dict[str, Any]], None]
+    check: Check
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -135,29 +193,8 @@ class EventType:
         return tuple(name for name, hint in self.schema.__annotations__.items() if hint is Moment)
 
 
-def _after(later: str, earlier: str, what: str) -> Callable[[dict[str, Any]], None]:
-    def check(columns: dict[str, Any]) -> None:
-        if columns[later] < columns[earlier]:
-            raise BadEvent(
-                later,
-                iso(columns[later]),
-                f"before {earlier} ({iso(columns[earlier])}): {what} would be negative",
-            )
-
-    return check
-
-
 def _minutes(later: str, earlier: str) -> Callable[[dict[str, Any]], float]:
     return lambda columns: (columns[later] - columns[earlier]) / MINUTE_MS
-
-
-def _status(columns: dict[str, Any]) -> None:
-    if columns["status"] not in _STATUSES:
-        raise BadEvent("status", columns["status"], f"not one of {', '.join(_STATUSES)}: no zone could count it")
-
-
-def _anything(columns: dict[str, Any]) -> None:
-    return None
 
 
 _STATUSES = ("available", "busy", "offline")
@@ -165,14 +202,14 @@ _STATUSES = ("available", "busy", "offline")
 EVENT_TYPES: dict[str, EventType] = {
     t.topic: t
     for t in (
-        EventType("order_placed", OrderPlaced, "restaurant_id", "placed_at", {}, _anything),
+        EventType("order_placed", OrderPlaced, "restaurant_id", "placed_at", {}, _Anything()),
         EventType(
             "order_ready",
             OrderReady,
             "restaurant_id",
             "ready_at",
             {"prep_minutes": _minutes("ready_at", "placed_at")},
-            _after("ready_at", "placed_at", "the preparation time"),
+            _After("ready_at", "placed_at", "the preparation time"),
         ),
         EventType(
             "order_delivered",
@@ -180,30 +217,32 @@ EVENT_TYPES: dict[str, EventType] = {
             "restaurant_id",
             "delivered_at",
             {"delivery_minutes": _minutes("delivered_at", "placed_at")},
-            _after("delivered_at", "placed_at", "the delivery time"),
+            _After("delivered_at", "placed_at", "the delivery time"),
         ),
-        EventType("courier_status", CourierStatus, "courier_id", "at", {}, _status, {"status": _STATUSES}),
+        EventType(
+            "courier_status", CourierStatus, "courier_id", "at", {}, _OneOf("status", _STATUSES), {"status": _STATUSES}
+        ),
     )
 }
 """Every topic that features are made from."""
 
 PREDICTIONS = "eta_predictions"
-ARCHIVED = {**EVENT_TYPES, PREDICTIONS: EventType(PREDICTIONS, EtaPrediction, "restaurant_id", "at", {}, _anything)}
+ARCHIVED = {**EVENT_TYPES, PREDICTIONS: EventType(PREDICTIONS, EtaPrediction, "restaurant_id", "at", {}, _Anything())}
 """Every topic that is archived: predictions are broadcast too, by the server alone."""
 
 TOPICS = (*ARCHIVED, DEAD_LETTERS)
 """Every topic there is."""
 
-_DECODERS = {topic: msgspec.json.Decoder(t.schema) for topic, t in ARCHIVED.items()}
+DECODERS = {topic: msgspec.json.Decoder(t.schema) for topic, t in ARCHIVED.items()}
 _ANY_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _MOMENTS = {topic: t.moments for topic, t in ARCHIVED.items()}
 _FIELDS = {topic: t.schema.__struct_fields__ for topic, t in ARCHIVED.items()}
-_NAMES = {
+NAMES = {
     topic: tuple(name for name, hint in t.schema.__annotations__.items() if hint is Name)
     for topic, t in ARCHIVED.items()
 }
 _SHOWN = 200  # bytes of an unreadable record that are shown
-_MIN_MS, _MAX_MS = -62_135_596_800_000, 253_402_300_799_999  # what a datetime can hold: years 1 to 9999
+MIN_MS, MAX_MS = -62_135_596_800_000, 253_402_300_799_999  # what a datetime can hold: years 1 to 9999
 
 
 def event_type(topic: str) -> EventType:
@@ -227,15 +266,15 @@ def parse(topic: str, value: bytes, append_ms: int) -> Event:
     if fault is not None:
         raise BadEvent("event", _shown(value), f"{fault}: not every reader could read it")
     try:
-        decoded = _DECODERS[topic].decode(value)
+        decoded = DECODERS[topic].decode(value)
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explained(error, value) from None
     columns: dict[str, Any] = msgspec.structs.asdict(decoded)
     for name in _MOMENTS[topic]:
         moment = columns[name]
-        if type(moment) is not int or not _MIN_MS <= moment <= _MAX_MS:
-            columns[name] = _milliseconds(name, moment)
-    for name in _NAMES[topic]:
+        if type(moment) is not int or not MIN_MS <= moment <= MAX_MS:
+            columns[name] = milliseconds(name, moment)
+    for name in NAMES[topic]:
         if type(columns[name]) is not str:
             columns[name] = str(columns[name])
     kind.check(columns)
@@ -303,9 +342,10 @@ def _shown(value: bytes) -> str:
     return value[:_SHOWN].decode("utf-8", "replace")
 
 
-def _milliseconds(field: str, moment: datetime | int) -> int:
+def milliseconds(field: str, moment: datetime | int) -> int:
+    """An instant of an event in ms since the epoch. Raises BadEvent, naming `field`, for one beyond years 1 to 9999."""
     instant = to_ms(moment) if isinstance(moment, datetime) else moment
-    if not _MIN_MS <= instant <= _MAX_MS:
+    if not MIN_MS <= instant <= MAX_MS:
         raise BadEvent(field, str(moment), "no instant of the years 1 to 9999, UTC: it could not be kept")
     return instant
 

@@ -4,28 +4,29 @@ The fold of a field is a function of the log's prefix alone, so it does not matt
 or below the header's offset are skipped, and a write is accepted only over the header that it was folded from.
 """
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feature_repo.stores import layout, tile_codec
-from feature_repo.stores.progress import Progress, digest
-from feature_repo.stores.stream_store import FieldWrite, PresenceEvent, StreamStore
+from feature_repo.stores.progress import Progress
+from feature_repo.stores.stream_store import FieldWrite, PresenceEvent, StreamStore, presence_calls
 from feature_repo.stores.tile_codec import Header
 from feature_repo.views import TOPIC_STATE, PresenceView, StreamView, WindowView
-from feature_repo.windows import COUNT, DISTINCT, SQUARES, SUM, PartValue, Tiles, merge, observe
-from ingestion.events import Event, Scalar
+from feature_repo.windows import Tiles
+from ingestion.event_columns import EventColumns, Placed
+from ingestion.events import Scalar
+from ingestion.grouping import Entity, Few, Grouper
+
+__all__ = ["FieldCache", "Folder", "LostPartition", "Placed", "PresenceFolder", "WindowFolder", "folder_of"]
 
 _TRIES = 5
 _NO_OFFSET = -1
-_NEVER = -(2**63)  # a hop before any
 _KEYS_KEPT = 100_000
 
-Placed = tuple[int, Event]
-"""An event and its offset."""
 
-Seen = tuple[int, int, list[PartValue]]
-"""What a fold takes of an event: its time, its offset, and its value of each part."""
+Settled = Callable[[], int]
+"""Sees to what the store has refused, and says how many events were late."""
 
 
 class LostPartition(RuntimeError):
@@ -70,16 +71,36 @@ class FieldCache:
         return len(self._fields)
 
 
+@dataclass
+class _Sent:
+    """Writes of fields, and what the store says of each when it has settled."""
+
+    writes: Sequence[FieldWrite]
+    fields: Sequence[_Field]
+    accepted: Sequence[bool]
+
+    def refused(self, cache: FieldCache) -> list[bytes]:
+        """The keys of those that were not written; they are held no longer."""
+        keys = []
+        for write, held, ok in zip(self.writes, self.fields, self.accepted, strict=True):
+            if ok:
+                held.stored = write.value[: tile_codec.HEADER.size]
+            else:
+                cache.drop((write.key, write.field))
+                keys.append(write.key)
+        return keys
+
+
 class WindowFolder:
     """Folds events into one window view's fields."""
 
     def __init__(self, view: WindowView, store: StreamStore) -> None:
         self.view, self._store = view, store
+        self._group = Grouper(view.layout)
         self._key = layout.key_builder(store.project, view.join_keys, view.key_types)
         self._keys: dict[tuple[Scalar, ...], bytes] = {}
-        parts = view.layout.parts
-        self._parts = [(part, part.column, part.kind == COUNT) for part in parts]
-        self._merging = [(i, "" if part.kind in (COUNT, SUM, SQUARES) else part.kind) for i, part in enumerate(parts)]
+        self.columns = frozenset(view.join_keys) | frozenset(view.layout.columns)
+        """The columns of events that it looks at."""
 
     def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
         """Fold events (in offset order) into their entities' fields; how many were late.
@@ -87,96 +108,74 @@ class WindowFolder:
         `stored` is the progress that the events follow on. Raises LostPartition if another is in the store when fields
         are read (they may lack events before these), or the fence refuses again and again.
         """
-        epoch = stored.epoch
-        field = layout.tiles_field(self.view, partition)
-        waiting = self._by_entity(partition, events)
-        late: dict[bytes, int] = {}  # by entity, so that one that is folded again is counted again
-        for _ in range(_TRIES):
-            fields = self._fields(cache, field, partition, stored, list(waiting))
-            writes: list[tuple[bytes, FieldWrite, _Field]] = []
-            for key, observations in waiting.items():
-                folded, late[key] = self._fold_one(fields[key], observations)
-                if folded is not None:
-                    value = tile_codec.pack(Header(epoch, folded.offset), self.view.layout, folded.tiles)
-                    writes.append((key, FieldWrite(key, field, folded.stored, value), folded))
-            accepted = self._store.write_fields([write for _, write, _ in writes]) if writes else []
-            refused = []
-            for (key, write, folded), ok in zip(writes, accepted, strict=True):
-                if ok:
-                    folded.stored = write.value[: tile_codec.HEADER.size]
-                else:
-                    cache.drop((key, field))
-                    refused.append(key)
-            if not refused:
-                return sum(late.values())
-            waiting = {key: waiting[key] for key in refused}
-        raise LostPartition(f"{self.view.name}: {len(waiting)} fields of partition {partition} keep changing under us")
+        self._store.ready()
+        done = self.begin(partition, stored, cache, events)
+        self._store.settle()
+        return done()
 
-    def _by_entity(self, partition: int, events: Sequence[Placed]) -> dict[bytes, list[Seen]]:
-        by_entity: defaultdict[bytes, list[Seen]] = defaultdict(list)
+    def begin(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> Settled:
+        """The same, but the fields are sent only: to be called when the store has settled is what is returned.
+
+        Until then no other events may be folded into the same partition.
+        """
+        field = layout.tiles_field(self.view, partition)
+        waiting = self._by_entity(partition, EventColumns.of(events, self.columns))
+        late: dict[bytes, int] = {}  # by entity, so that one that is folded again is counted again
+        sent = self._send(cache, field, partition, stored, waiting, late)
+
+        def done() -> int:
+            nonlocal sent
+            for _ in range(_TRIES):
+                refused = sent.refused(cache)
+                if not refused:
+                    return sum(late.values())
+                self._store.ready()
+                sent = self._send(cache, field, partition, stored, {key: waiting[key] for key in refused}, late)
+                self._store.settle()
+            raise LostPartition(
+                f"{self.view.name}: {len(refused)} fields of partition {partition} keep changing under us"
+            )
+
+        return done
+
+    def _send(
+        self,
+        cache: FieldCache,
+        field: bytes,
+        partition: int,
+        stored: Progress,
+        waiting: Mapping[bytes, Entity | Few],
+        late: dict[bytes, int],
+    ) -> "_Sent":
+        fields = self._fields(cache, field, partition, stored, list(waiting))
+        writes: list[FieldWrite] = []
+        written: list[_Field] = []
+        for key, entity in waiting.items():
+            held = fields[key]
+            folded, late[key] = entity.fold(held.tiles, held.offset)
+            if folded > held.offset:
+                held.offset = folded
+                value = tile_codec.pack(Header(stored.epoch, folded), self.view.layout, held.tiles)
+                writes.append(FieldWrite(key, field, held.stored, value))
+                written.append(held)
+        return _Sent(writes, written, self._store.send_fields(writes) if writes else [])
+
+    def _by_entity(self, partition: int, events: EventColumns) -> dict[bytes, Entity | Few]:
+        if not events:
+            return {}
         names, keys = self.view.join_keys, self._keys
-        for offset, (_, _, time, columns) in events:
-            ids = tuple([columns[name] for name in names])
-            key = keys.get(ids)
-            if key is None:
-                if None in ids:  # an event of nobody, as far as this view goes
-                    continue
-                key = self._remembered(ids)
-            by_entity[key].append((time, offset, self._values(columns, time, partition, offset)))
-        return by_entity
+        ids = list(zip(*[events.columns[name] for name in names], strict=True))
+        if any(None in events.columns[name] for name in names):  # events of nobody, as far as this view goes
+            somebody = [i for i, each in enumerate(ids) if None not in each]
+            return self._by_entity(partition, events.only(somebody))
+        entities = self._group(partition, events, ids)
+        return {keys.get(own) or self._remembered(own): entity for own, entity in entities}
 
     def _remembered(self, ids: tuple[Scalar, ...]) -> bytes:
         if len(self._keys) >= _KEYS_KEPT:
             self._keys.clear()
         key = self._keys[ids] = self._key(ids)
         return key
-
-    def _values(self, columns: Mapping[str, Scalar], time: int, partition: int, offset: int) -> list[PartValue]:
-        values: list[PartValue] = []
-        for part, column, counts in self._parts:
-            value = columns[column]
-            if counts:
-                values.append(0 if value is None else 1)
-            else:
-                hashed = digest(repr(value or 0)) if part.kind == DISTINCT else 0  # -0.0 is 0.0
-                values.append(observe(part, value, hashed, time, partition, offset))
-        return values
-
-    def _fold_one(self, field: _Field, seen: Sequence[Seen]) -> tuple[_Field | None, int]:
-        """Fold into `field`, in place: the field if it has to be written, and how many events were late.
-
-        What `Tiles.fold` does with one event after the other, but that old tiles are dropped once, at the end.
-        """
-        folded, tiles, layout = field.offset, field.tiles, self.view.layout
-        by_hop, hop, newest = tiles.by_hop, layout.hop, tiles.newest
-        oldest = _NEVER if newest is None else newest // hop - layout.hops_kept
-        late = 0
-        for time, offset, values in seen:
-            if offset <= field.offset:
-                continue
-            number = time // hop
-            if number < oldest:
-                late += 1
-                continue
-            folded = offset
-            tile = by_hop.get(number)
-            if tile is None:
-                by_hop[number] = values
-            else:
-                for i, kind in self._merging:
-                    if kind:
-                        tile[i] = merge(kind, tile[i], values[i])
-                    else:
-                        tile[i] += values[i]  # type: ignore[operator, assignment]  # whole numbers
-            if newest is None or time > newest:
-                newest, oldest = time, number - layout.hops_kept
-        if folded == field.offset:
-            return None, late
-        field.offset, tiles.newest = folded, newest
-        if min(by_hop) < oldest:
-            for gone in [number for number in by_hop if number < oldest]:
-                del by_hop[gone]
-        return field, late
 
     def _fields(
         self, cache: FieldCache, field: bytes, partition: int, stored: Progress, keys: Sequence[bytes]
@@ -210,29 +209,40 @@ class PresenceFolder:
     def __init__(self, view: PresenceView, store: StreamStore) -> None:
         self.view, self._store = view, store
         self._groups: dict[tuple[Scalar, ...], str] = {}
+        self.columns = frozenset({view.member, view.state, *view.join_keys} - {TOPIC_STATE})
+        """The columns of events that it looks at."""
 
-    def fold(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> int:
+    def begin(self, partition: int, stored: Progress, cache: FieldCache, events: Sequence[Placed]) -> Settled:
         """Apply events of one topic in any order; none is ever late. `cache` is not used: the store compares.
 
         They are sent only: whoever folds has the store `settle` before anything is said about it.
         """
         if not events:
-            return 0
-        moves: list[PresenceEvent] = []
-        names, member, state = self.view.join_keys, self.view.member, self.view.state
-        for offset, (topic, _, time, columns) in events:
-            ids = tuple([columns[name] for name in names])
-            group = self._groups.get(ids) or self._remembered(ids)
-            said = topic if state == TOPIC_STATE else str(columns[state])
-            moves.append(PresenceEvent(str(columns[member]), time, offset, said, group))
-        self._store.send_presence(self.view, events[0][1].topic, partition, stored.epoch, moves)
-        return 0
+            return _none_late
+        given, view, groups = EventColumns.of(events, self.columns), self.view, self._groups
+        members, topic = given.columns[view.member], given.topic
+        states = None if view.state == TOPIC_STATE else given.columns[view.state]
+        times, offsets = given.times.tolist(), given.offsets.tolist()
+        keys = [given.columns[name] for name in view.join_keys]
+
+        def move(i: int) -> PresenceEvent:
+            ids = tuple([key[i] for key in keys])
+            group = groups.get(ids) or self._remembered(ids)
+            return PresenceEvent(str(members[i]), times[i], offsets[i], str(states[i]) if states else topic, group)
+
+        calls = presence_calls(members, given.times, given.offsets, move)
+        self._store.send_presence(view, topic, partition, stored.epoch, calls)
+        return _none_late
 
     def _remembered(self, ids: tuple[Scalar, ...]) -> str:
         if len(self._groups) >= _KEYS_KEPT:
             self._groups.clear()
         group = self._groups[ids] = layout.group_name(ids)
         return group
+
+
+def _none_late() -> int:
+    return 0
 
 
 Folder = WindowFolder | PresenceFolder

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -33,7 +34,7 @@ from kafka.net.compat import KafkaNetClient
 from kafka.structs import MemberState
 
 from ingestion.kafka_records import plain_records
-from ingestion.log import LogUnavailable, Message, PositionGone, Record, Released, StartAt, TopicPartition
+from ingestion.log import LogUnavailable, Message, PositionGone, Record, Records, Released, StartAt, TopicPartition
 from ingestion.partitioner import partition_of
 
 _ANSWER_MS = 5_000
@@ -285,8 +286,27 @@ class _Joined:
         """There is no error."""
 
 
+class _Runs:
+    """Runs of records as the client passes them on: as many as they hold, yet handed over run by run."""
+
+    def __init__(self) -> None:
+        self._runs: list[Records] = []
+        self._count = 0
+
+    def add(self, run: Records) -> None:
+        """One more."""
+        self._runs.append(run)
+        self._count += len(run)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Records]:
+        return iter(self._runs)
+
+
 class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client has no types
-    """Takes the place of the client's own class for the records of one answer and partition; gives `Record`.
+    """Takes the place of the client's own class for the records of one answer and partition; gives `Records`.
 
     Checksums, transactions and the marks that end them are seen to as the client does: what it makes of a batch is
     overruled only where the batch holds plain records. Keys and values are given as they are, and no headers.
@@ -294,13 +314,54 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client ha
 
     def __init__(self, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._prefix = prefix
+        self._rest: Records | None = None  # of a run that was begun
         super().__init__(*args, **kwargs)
 
-    def _unpack_records(self, tp: KafkaPartition, records: Any, *deserializers: Any) -> Iterator[Record]:
+    def __bool__(self) -> bool:
+        return bool(self._rest or self.record_iterator)
+
+    def drain(self) -> None:
+        """Give up what is left."""
+        self._rest = None
+        super().drain()
+
+    def take(self, n: int | None = None) -> _Runs:
+        """The next `n` records, or as many as there are; an error behind some of them is raised by the next call."""
+        self._maybe_raise_next_inline_exception()
+        taken = _Runs()
+        try:
+            while n is None or len(taken) < n:
+                run = self._next_run()
+                if run is None:
+                    self.drain()
+                    break
+                end = len(run) if n is None else min(len(run), n - len(taken))
+                self._rest = run[end:] if end < len(run) else None
+                taken.add(run[:end])
+                self.bytes_read += sum(map(len, run.values[:end]))
+                self.next_fetch_offset = run.offsets[end - 1] + 1
+        except Exception as error:
+            if not len(taken):
+                raise
+            self._next_inline_exception = error
+        return taken
+
+    def _next_run(self) -> Records | None:
+        run = self._rest or next(self.record_iterator or iter(()), None)
+        if run is None or run.offsets[0] >= self.fetch_offset:
+            return run
+        # A batch is sent whole, though what was asked for begins within it.
+        return run[bisect_left(run.offsets, self.fetch_offset) :]
+
+    def _maybe_skip_record(self, run: Records) -> bool:
+        return bool(run.offsets[-1] < self.fetch_offset)
+
+    def _unpack_records(self, tp: KafkaPartition, records: Any, *deserializers: Any) -> Iterator[Records]:
         topic = tp.topic.removeprefix(self._prefix)
         if self.aborted_transactions:
             for each in super()._unpack_records(tp, records, *deserializers):
-                yield Record(topic, tp.partition, each.offset, each.timestamp, each.key, each.value or b"")
+                one = Record(topic, tp.partition, each.offset, each.timestamp, each.key, each.value or b"")
+                yield Records.of([one])
             return
         while (batch := records.next_batch()) is not None:
             if self.check_crcs and not batch.validate_crc():
@@ -308,19 +369,17 @@ class _Records(Fetcher.PartitionRecords):  # type: ignore[misc]  # the client ha
             if batch.magic != 2:
                 raise CorruptRecordError(f"the batch of {tp} at offset {batch.base_offset} is of a format before 2")
             self.leader_epoch = batch.leader_epoch
-            if not batch.is_control_batch:
-                yield from self._counted(plain_records(batch, topic, tp.partition))
+            if not batch.is_control_batch and batch.records_count:
+                yield _plain(batch, topic, tp.partition)
             self.next_fetch_offset = batch.next_offset  # what compaction took from its end is passed too
         self.drain()
 
-    def _counted(self, records: Iterator[Record]) -> Iterator[Record]:
-        try:
-            for record in records:
-                self.bytes_read += len(record.value)
-                self.next_fetch_offset = record.offset + 1
-                yield record
-        except ValueError as error:
-            raise CorruptRecordError(str(error)) from None
+
+def _plain(batch: Any, topic: str, partition: int) -> Records:
+    try:
+        return plain_records(batch, topic, partition)
+    except ValueError as error:
+        raise CorruptRecordError(str(error)) from None
 
 
 class KafkaLogConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # the client has no types
@@ -353,15 +412,15 @@ class KafkaLogConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # the 
         else:
             client.subscribe(topics=sorted({where.topic for where in every}), listener=self)
 
-    def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Record]]:
+    def poll(self, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
         """See `LogConsumer`. A broker that is gone shows as silence here, and as LogUnavailable from `ends`."""
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
             self._place()
             left_ms = max(0, int((deadline - time.monotonic()) * 1000))
-            records = {self._ours(where): batch for where, batch in self._fetch(left_ms, max_records).items()}
-            if records:
-                return {where: self._taken(where, batch) for where, batch in records.items()}
+            found = {self._ours(where): runs for where, runs in self._fetch(left_ms, max_records).items()}
+            if found:
+                return {where: self._taken(where, runs) for where, runs in found.items()}
             if left_ms == 0:
                 self._place()
                 self._catch_up()
@@ -470,9 +529,9 @@ class KafkaLogConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # the 
             begin = self._client.beginning_offsets([where], timeout_ms=_ANSWER_MS)[where]
         return PositionGone(self._ours(where), position, begin)
 
-    def _taken(self, where: TopicPartition, batch: Sequence[Any]) -> list[Record]:
-        self._positions[where] = batch[-1].offset + 1
-        return batch  # type: ignore[return-value]  # of `_Records`
+    def _taken(self, where: TopicPartition, runs: Sequence[Records]) -> Records:
+        self._positions[where] = runs[-1].offsets[-1] + 1
+        return Records.joined(runs)
 
     def _catch_up(self) -> None:
         """Count what is no record to us (the marks that end transactions) as passed, so that positions reach ends."""

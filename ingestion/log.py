@@ -6,7 +6,9 @@ partition; gaps in them are legal. `open_log` picks the home that the settings n
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple, Protocol, overload
 
 import structlog
 
@@ -33,6 +35,55 @@ class Record(NamedTuple):
     append_ms: int
     key: bytes | None
     value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Records(Sequence[Record]):
+    """Records of one partition in offset order, by column: a `Record` is made of one where it is asked for."""
+
+    topic: str
+    partition: int
+    offsets: Sequence[int]
+    append_ms: Sequence[int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "Records":
+        """The same records by column; there must be one."""
+        if isinstance(records, Records):
+            return records
+        _, _, offsets, append_ms, keys, values = zip(*records, strict=True)
+        return cls(records[0].topic, records[0].partition, offsets, append_ms, keys, values)
+
+    @classmethod
+    def joined(cls, runs: Sequence["Records"]) -> "Records":
+        """What follows one upon the other, as one; there must be something."""
+        first = runs[0]
+        if len(runs) == 1:
+            return first
+        return cls(
+            first.topic,
+            first.partition,
+            list(chain.from_iterable(run.offsets for run in runs)),
+            list(chain.from_iterable(run.append_ms for run in runs)),
+            list(chain.from_iterable(run.keys for run in runs)),
+            list(chain.from_iterable(run.values for run in runs)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> "Records": ...
+
+    def __getitem__(self, at: int | slice) -> "Record | Records":
+        offsets, append_ms, keys, values = self.offsets[at], self.append_ms[at], self.keys[at], self.values[at]
+        kind = Record if isinstance(at, int) else Records
+        return kind(self.topic, self.partition, offsets, append_ms, keys, values)  # type: ignore[arg-type]  # as `at` is
 
 
 class Message(NamedTuple):
@@ -63,7 +114,7 @@ class PositionGone(LogUnavailable):
 class LogConsumer(Protocol):
     """A reader of some partitions. Not thread-safe. Positions are where it reads next."""
 
-    def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Record]]:
+    def poll(self, timeout_ms: int, max_records: int) -> Mapping[TopicPartition, Sequence[Record]]:
         """The next records of the partitions held, in offset order within each; empty if none came in time.
 
         Also where partitions are gained and lost: `released` is called before a partition goes to another consumer,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
 import structlog
 
 from feature_repo.clock import Clock
@@ -13,9 +14,10 @@ from feature_repo.stores.stream_store import SeenNote, SeenPlace, StreamStore, S
 from feature_repo.views import PresenceView, StreamView
 from feature_repo.windows import MAX_AHEAD_MS
 from ingestion.archive_reader import Archived, ArchivedLog
-from ingestion.folding import FieldCache, LostPartition, Placed
+from ingestion.event_columns import EventColumns
+from ingestion.folding import FieldCache, LostPartition
 from ingestion.log import EventLog, TopicPartition
-from ingestion.seen import BUCKET_MS, SeenIds
+from ingestion.seen import SeenIds, by_bucket, digests
 
 CACHED_FIELDS = 50_000
 _END_OF_TIME = 2**52  # later than any append time
@@ -53,7 +55,7 @@ class Partition:
     archived_to: int
     """Where the log goes on from there."""
     cache: FieldCache = field(default_factory=lambda: FieldCache(CACHED_FIELDS))
-    _new_ids: defaultdict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    _new_ids: defaultdict[int, bytearray] = field(default_factory=lambda: defaultdict(bytearray))
 
     @property
     def start(self) -> int:
@@ -77,22 +79,21 @@ class Partition:
                 fold.offset = offset
                 fold.complete_until = max(fold.complete_until, complete_until)
 
-    def fresh(self, events: Sequence[Placed]) -> list[Placed]:
+    def fresh(self, events: EventColumns) -> EventColumns:
         """The events that do not repeat one of a lower offset; they are noted for `store_seen`."""
-        found: list[Placed] = []
-        is_repeat, new_ids = self.seen.is_repeat, self._new_ids
-        for placed in events:
-            offset, (_, event_id, time, _) = placed
-            hashed = digest(event_id)
-            if not is_repeat(hashed, offset, time):
-                new_ids[time // BUCKET_MS].append((hashed, offset))
-                found.append(placed)
-        return found
+        hashed = digests(events.ids)
+        places = self.seen.fresh(hashed, events.offsets, events.times)
+        if places is not None:
+            events, hashed = events.only(places), hashed[places]
+        facts = np.stack([hashed, events.offsets.astype(np.uint64)], axis=1).astype(">u8")
+        for bucket, at in by_bucket(events.times):
+            self._new_ids[bucket] += facts[at].tobytes()
+        return events
 
     def take_notes(self) -> SeenNote:
         """The ids noted since the last call, to be written before any progress speaks for them."""
-        taken, self._new_ids = self._new_ids, defaultdict(list)
-        return SeenNote(self.place, taken, self.seen.expires_s)
+        taken, self._new_ids = self._new_ids, defaultdict(bytearray)
+        return SeenNote(self.place, {bucket: bytes(facts) for bucket, facts in taken.items()}, self.seen.expires_s)
 
     def forget_old(self, store: StreamStore) -> None:
         """Drop the ids that no window reaches any more."""

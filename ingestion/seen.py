@@ -1,11 +1,34 @@
 """Which events are repeats: the same `event_id` again on a partition counts once, the lowest offset's."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+
+import mmh3
+import numpy as np
+from numpy.typing import NDArray
 
 from feature_repo.windows import REPEAT_SLACK_MS
 
 BUCKET_MS = 60_000
+
+Ints = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+
+
+def digests(texts: Sequence[str]) -> Hashes:
+    """Of each text what `progress.digest` makes of it."""
+    halves = np.frombuffer(b"".join(map(mmh3.hash_bytes, texts)), "<u8")
+    return halves[::2]
+
+
+def by_bucket(times: Ints) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """The buckets of events with these times, each with the places of its own among them."""
+    buckets = times // BUCKET_MS
+    if len(buckets) and buckets.min() == buckets.max():  # mostly
+        yield int(buckets[0]), np.arange(len(buckets))
+        return
+    for bucket in np.unique(buckets).tolist():
+        yield bucket, np.flatnonzero(buckets == bucket)
 
 
 class SeenIds:
@@ -46,6 +69,21 @@ class SeenIds:
         if self.newest is None or time > self.newest:
             self.newest = time
         return False
+
+    def fresh(self, hashed: Hashes, offsets: Ints, times: Ints) -> list[int] | None:
+        """The places of those that are no repeats, which are noted; None if none is one."""
+        ids, places = hashed.tolist(), offsets.tolist()
+        new = dict(zip(ids, places, strict=True))
+        if len(new) < len(ids) or not self._offsets.keys().isdisjoint(new):
+            events = enumerate(zip(ids, places, times.tolist(), strict=True))
+            return [i for i, event in events if not self.is_repeat(*event)]
+        self._offsets.update(new)
+        for bucket, at in by_bucket(times):
+            self._buckets[bucket] += hashed[at].tolist()
+        if ids:
+            newest = int(times.max())
+            self.newest = newest if self.newest is None else max(newest, self.newest)
+        return None
 
     def prune(self) -> list[int]:
         """Forget ids that no window reaches any more; the buckets that were dropped."""

@@ -6,23 +6,26 @@ what it holds, reads the progress again and goes on from there; the fence makes 
 
 import gc
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import structlog
 
 from feature_repo.clock import Clock
 from feature_repo.stores.redis_client import STORE_DOWN
 from feature_repo.stores.stream_store import StreamStore
 from feature_repo.stores.tile_codec import CorruptField
-from feature_repo.views import StreamView
+from feature_repo.views import StreamView, WindowView
 from ingestion.archive_reader import Archived, ArchivedLog
 from ingestion.dead_letters import dead_letter
 from ingestion.definition_checks import check_views
-from ingestion.events import DEAD_LETTERS, BadEvent, parse
-from ingestion.folding import Folder, LostPartition, Placed, folder_of
-from ingestion.log import EventLog, LogConsumer, LogUnavailable, Message, PositionGone, Record, TopicPartition
+from ingestion.event_columns import EventColumns, parse_records
+from ingestion.events import DEAD_LETTERS
+from ingestion.folding import Folder, LostPartition, Settled, folder_of
+from ingestion.log import EventLog, LogConsumer, LogUnavailable, PositionGone, Record, Records, TopicPartition
 from ingestion.partitions import Partition, PartitionOpener, store_progress, store_seen
 
 GROUP = "tiffin-worker"
@@ -35,6 +38,9 @@ _BACKOFF_S = (0.1, 0.3, 1.0, 2.0)
 
 _Done = tuple[Partition, int, int]
 """A partition, the offset below which all is folded, and the instant before which all that was appended is."""
+
+_Sent = tuple[TopicPartition, StreamView, Settled]
+"""What was sent of a view in a partition, and is to be seen to when the store has settled."""
 
 logger = structlog.get_logger(__name__)
 
@@ -162,10 +168,15 @@ class Worker:
         check_views(views)
         self.views = views
         self._views: dict[str, list[StreamView]] = {}
-        for view in views:
+        # What presence sends, the store does while windows are folded.
+        for view in sorted(views, key=lambda view: isinstance(view, WindowView)):
             for topic in view.topics:
                 self._views.setdefault(topic, []).append(view)
         self._folders: dict[str, Folder] = {view.tiles_hash: folder_of(view, self.store) for view in views}
+        self._columns = {
+            topic: frozenset[str]().union(*(self._folders[view.tiles_hash].columns for view in of_topic))
+            for topic, of_topic in self._views.items()
+        }
         self.topics = sorted(self._views)
 
     def _agree(self) -> None:
@@ -221,8 +232,8 @@ class Worker:
             if chunk:
                 events = [(offset, event) for offset, _, event in chunk]
                 with self._writing():
-                    self._begin(held, events)
-                    self._finish([(held, chunk[-1].offset + 1, chunk[-1].append_ms)])
+                    sent = self._begin(held, EventColumns.of(events, self._columns[held.where.topic]))
+                    self._finish([(held, chunk[-1].offset + 1, chunk[-1].append_ms)], sent)
                 count += len(chunk)
             elif chunk is None:
                 held.archived = None
@@ -232,33 +243,25 @@ class Worker:
 
     def _fold_polled(self, polled: Mapping[TopicPartition, Sequence[Record]]) -> int:
         """Fold what was polled, one partition's records while the store writes those of others: how many records."""
-        count, done = 0, list[_Done]()
+        count, done, sent = 0, list[_Done](), list[_Sent]()
         with self._writing():
             for where, batch in polled.items():
                 held = self._held.get(where)
                 if held is not None and held.archived is None:
-                    self._begin(held, self._parsed(held, batch))
+                    sent += self._begin(held, self._parsed(held, batch))
                     # A producer's clock may stamp records in the future: they do not make the stream fresh for longer.
                     done.append((held, batch[-1].offset + 1, min(batch[-1].append_ms, self.clock())))
                     count += len(batch)
-            self._finish(done)
+            self._finish(done, sent)
         return count
 
-    def _parsed(self, held: Partition, batch: Sequence[Record]) -> list[Placed]:
-        events: list[Placed] = []
-        dead: list[Message] = []
-        start = held.offset
-        for record in batch:
-            topic, _, offset, append_ms, _, value = record
-            if offset < start:
-                continue
-            try:
-                events.append((offset, parse(topic, value, append_ms)))
-            except BadEvent as error:
-                dead.append(dead_letter(record, error))
-        if dead and not self.side:
-            self.log.publish(DEAD_LETTERS, dead)
-        self.counts.dead += len(dead)
+    def _parsed(self, held: Partition, batch: Sequence[Record]) -> EventColumns:
+        records = Records.of(batch)
+        new = records[bisect_left(records.offsets, held.offset) :]
+        events, refused = parse_records(new, self._columns[held.where.topic])
+        if refused and not self.side:
+            self.log.publish(DEAD_LETTERS, [dead_letter(record, error) for record, error in refused])
+        self.counts.dead += len(refused)
         return events
 
     @contextmanager
@@ -272,24 +275,34 @@ class Worker:
             self.store.hang_up()
             raise
 
-    def _begin(self, held: Partition, given: Sequence[Placed]) -> None:
+    def _begin(self, held: Partition, given: EventColumns) -> list[_Sent]:
         """Fold events into every view of the partition. What is sent of it need not be written yet."""
         events = held.fresh(given)
         self.counts.repeats += len(given) - len(events)
         self.counts.events += len(events)
+        sent = list[_Sent]()
         for fold in held.folds:
-            ahead = bool(events) and events[0][0] < fold.offset
-            new = [placed for placed in events if placed[0] >= fold.offset] if ahead else events
-            try:
-                folder = self._folders[fold.view.tiles_hash]
-                self.counts.late += folder.fold(held.where.partition, fold.stored, held.cache, new)
-            except CorruptField as error:
-                self._opener.damaged.add((held.where, fold.view.tiles_hash))
-                raise LostPartition(f"{held.where}: a field of {fold.view.name} is damaged ({error})") from error
+            new = events[int(np.searchsorted(events.offsets, fold.offset)) :]
+            folder = self._folders[fold.view.tiles_hash]
+            with self._reading(held.where, fold.view):
+                sent.append((held.where, fold.view, folder.begin(held.where.partition, fold.stored, held.cache, new)))
+        return sent
 
-    def _finish(self, done: Sequence[_Done]) -> None:
+    @contextmanager
+    def _reading(self, where: TopicPartition, view: StreamView) -> Iterator[None]:
+        """Where fields of a view are read: of one that is damaged the whole partition is folded anew."""
+        try:
+            yield
+        except CorruptField as error:
+            self._opener.damaged.add((where, view.tiles_hash))
+            raise LostPartition(f"{where}: a field of {view.name} is damaged ({error})") from error
+
+    def _finish(self, done: Sequence[_Done], sent: Sequence[_Sent]) -> None:
         """Wait until all of it is written, and only then say how far each partition is."""
         self.store.settle()
+        for where, view, settled in sent:
+            with self._reading(where, view):
+                self.counts.late += settled()
         store_seen([held for held, _, _ in done], self.store)
         for held, end, complete_until in done:
             held.advance(max(end, held.offset), complete_until)

@@ -29,7 +29,7 @@ def settings_of(server: ValkeyServer) -> Settings:
     return Settings(REDIS_URL=SecretStr(f"redis://127.0.0.1:{server.port}"))
 
 
-@pytest.mark.parametrize("method", ["write_fields", "note_seen", "swap_all"])
+@pytest.mark.parametrize("method", ["send_fields", "settle", "note_seen", "swap_all"])
 def test_what_was_lost_between_a_batchs_writes_is_folded_again(
     repo: Repo, redis_client: Redis, server: ValkeyServer, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

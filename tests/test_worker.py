@@ -161,16 +161,18 @@ def test_a_worker_that_died_between_fields_and_progress_leaves_nothing_lost_or_d
     worker.write_progress()
     calls = 0
     if written < 2:
-        write_fields = StreamStore.write_fields
+        send_fields = StreamStore.send_fields
 
         def dying(self: StreamStore, writes: Any) -> list[bool]:
             nonlocal calls
             calls += 1
             if calls > written:
                 raise KeyboardInterrupt
-            return write_fields(self, writes)
+            answers = send_fields(self, writes)
+            self.settle()
+            return answers
 
-        monkeypatch.setattr(StreamStore, "write_fields", dying)
+        monkeypatch.setattr(StreamStore, "send_fields", dying)
     else:
         monkeypatch.setattr(StreamStore, "note_seen", _die)
     with pytest.raises(KeyboardInterrupt):

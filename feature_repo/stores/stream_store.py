@@ -5,22 +5,30 @@ Used by what writes: workers, a backfill, the parity run. Holds no state: what a
 """
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, islice
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from feature_repo.settings import Settings
 from feature_repo.stores import layout, scripts
 from feature_repo.stores.progress import Progress
-from feature_repo.stores.redis_client import Redis, ServerRun, connect
+from feature_repo.stores.redis_client import Redis, ServerRun, StoreGone, connect
 from feature_repo.stores.served import Served, Switch, served_from, served_hash
 from feature_repo.views import PresenceView, StreamView
+
+Ints = NDArray[np.int64]
 
 _SEEN = struct.Struct(">QQ")
 _REGISTER = struct.Struct(">QIQQ")
 _BIAS = 2**63
-_PRESENCE_CHUNK = 500  # events a script call: Redis answers nobody else meanwhile
+_PRESENCE_MEMBERS = 1000  # at most, a script call: Redis answers nobody else meanwhile
+_PRESENCE_STEP = 100
 _SCAN_CHUNK = 1000
+_SENT_AT_ONCE = 64 * 1024  # bytes: each time costs a call, and wakes the server
 _WRITE_CHUNK = 200
 
 
@@ -43,6 +51,14 @@ class PresenceEvent(NamedTuple):
     group: str
 
 
+class PresenceCall(NamedTuple):
+    """Of some events the latest of each member; the newest time and the highest offset of all of them."""
+
+    moves: Sequence[PresenceEvent]
+    newest: int
+    offset: int
+
+
 class Swap(NamedTuple):
     """A view's progress to store, if `expected` (None: nothing) is what is stored."""
 
@@ -61,10 +77,13 @@ class SeenPlace(NamedTuple):
 
 
 class SeenNote(NamedTuple):
-    """Ids to keep: of buckets the (id hash, offset) pairs, for so many seconds at most."""
+    """Ids to keep: of buckets the (id hash, offset) pairs, for so many seconds at most.
+
+    A pair is two whole numbers without sign of 8 bytes, big-endian; pairs stand one behind the other.
+    """
 
     place: SeenPlace
-    seen: Mapping[int, Sequence[tuple[int, int]]]
+    seen: Mapping[int, bytes]
     expires_s: int
 
 
@@ -79,7 +98,9 @@ class StreamStore:
         self.run = run or ServerRun()
         self._replace_hash = client.register_script(scripts.REPLACE_HASH)
         self._line: Any = None  # a connection on which is sent first, and read later
-        self._unanswered = 0
+        self._outgoing = bytearray()
+        self._unanswered: deque[list[bool]] = deque()
+        self._given_up = False  # something that was sent since `ready`
         self._presence_purge = client.register_script(scripts.PRESENCE_PURGE)
 
     def served(self) -> Served:
@@ -138,12 +159,22 @@ class StreamStore:
 
     def write_fields(self, writes: Sequence[FieldWrite]) -> list[bool]:
         """Write each field unless its header changed meanwhile: which were written."""
-        pipe = self._client.pipeline(transaction=False)
+        self.ready()
+        answers = self.send_fields(writes)
+        self.settle()
+        return answers
+
+    def send_fields(self, writes: Sequence[FieldWrite]) -> list[bool]:
+        """What `write_fields` does, but that it does not wait: the answers are in the list when `settle` is done."""
+        commands: list[tuple[Any, ...]] = []
         for at in range(0, len(writes), _WRITE_CHUNK):
             chunk = writes[at : at + _WRITE_CHUNK]
-            args = [word for write in chunk for word in write[1:]]
-            pipe.eval(scripts.FENCED_WRITE, len(chunk), *[write.key for write in chunk], *args)
-        return [bool(answer) for answers in pipe.execute() for answer in answers]
+            keys = [write.key for write in chunk]
+            args = chain.from_iterable([write[1:] for write in chunk])
+            commands.append(("EVAL", scripts.FENCED_WRITE, len(chunk), *keys, *args))
+        answers: list[bool] = []
+        self._send(commands, answers)
+        return answers
 
     def note_seen(self, notes: Sequence[SeenNote]) -> None:
         """Append ids to their buckets. Facts about the log: repeating them changes nothing."""
@@ -151,7 +182,7 @@ class StreamStore:
         for place, seen, expires_s in notes:
             for bucket, pairs in seen.items():
                 key = self._seen_key(place, bucket)
-                pipe.append(key, struct.pack(f">{2 * len(pairs)}Q", *chain.from_iterable(pairs)))
+                pipe.append(key, pairs)
                 pipe.expire(key, expires_s)
         pipe.execute()
 
@@ -176,19 +207,23 @@ class StreamStore:
         self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
     ) -> None:
         """Move members to where their latest events put them; in any order, any number of times."""
+        members = [event.member for event in events]
+        times, offsets = np.array([e.time for e in events], np.int64), np.array([e.offset for e in events], np.int64)
         self.ready()
-        self.send_presence(view, topic, partition, epoch, events)
+        calls = presence_calls(members, times, offsets, events.__getitem__)
+        self.send_presence(view, topic, partition, epoch, calls)
         self.settle()
 
     def ready(self) -> None:
-        """Connect for `send_presence`, if need be."""
+        """Connect for what is sent and waited for later, if need be."""
         if self._line is None:
             self._line = self._client.connection_pool.get_connection()
             self._client.ping()  # so that there is another for what is asked meanwhile
         self._line.connect()
+        self._given_up = False
 
     def send_presence(
-        self, view: PresenceView, topic: str, partition: int, epoch: int, events: Sequence[PresenceEvent]
+        self, view: PresenceView, topic: str, partition: int, epoch: int, calls: Iterable[PresenceCall]
     ) -> None:
         """What `apply_presence` does, but that it does not wait until it is done: `settle` does."""
         number = layout.log_number(view, topic, partition)
@@ -196,37 +231,56 @@ class StreamStore:
         head = [number, epoch.to_bytes(8, "big")]
         tails: dict[tuple[str, str], bytes] = {}
         commands: list[tuple[Any, ...]] = []
-        for at in range(0, len(events), _PRESENCE_CHUNK):
-            chunk = events[at : at + _PRESENCE_CHUNK]
-            newest, last = max([e[1] for e in chunk]), max([e[2] for e in chunk])
+        for moves, newest, last in calls:
             args: list[Any] = [*head, last.to_bytes(8, "big"), newest, view.ttl]
-            for member, time, offset, state, group in _latest(chunk):
+            for member, time, offset, state, group in moves:
                 tail = tails.get((state, group))
                 if tail is None:
                     tail = tails[state, group] = state.encode() + b"\0" + group.encode()
                 args += (member, _REGISTER.pack(time + _BIAS, number, offset, epoch) + tail, time)
             commands.append(("EVAL", scripts.PRESENCE_APPLY, 1, base, *args))
+        self._send(commands, [])
+
+    def _send(self, commands: Sequence[tuple[Any, ...]], answers: list[bool]) -> None:
+        self._unanswered += repeat(answers, len(commands))
+        for packed in self._line.pack_commands(commands):
+            self._outgoing += packed
+        if len(self._outgoing) >= _SENT_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
         try:
-            self._line.send_packed_command(self._line.pack_commands(commands))
+            if self._outgoing:
+                self._line.send_packed_command([bytes(self._outgoing)])
+            self._outgoing.clear()
         except BaseException:
             self.hang_up()
             raise
-        self._unanswered += len(commands)
 
     def settle(self) -> None:
-        """Wait until all that was sent is done. Raises what the store answers to any of it."""
+        """Wait until all that was sent is done. Raises what the store answers to any of it.
+
+        Raises StoreGone where some of it was given up, whoever did that.
+        """
+        if self._given_up:
+            raise StoreGone("what was sent to the online store was given up: nobody knows whether it is there")
+        self._flush()
         try:
             while self._unanswered:
-                self._line.read_response()
-                self._unanswered -= 1
+                answer = self._line.read_response()
+                answers = self._unanswered.popleft()
+                if isinstance(answer, list):
+                    answers += map(bool, answer)
         except BaseException:
             self.hang_up()
             raise
 
     def hang_up(self) -> None:
         """Wait for nothing of what was sent; it may be done or not."""
-        if self._unanswered or self._line is not None:
-            self._unanswered = 0
+        self._given_up = self._given_up or bool(self._unanswered)
+        self._unanswered.clear()
+        self._outgoing.clear()
+        if self._line is not None:
             self._line.disconnect()
 
     def purge_presence(self, view: PresenceView, topic: str, partition: int, epoch: int) -> None:
@@ -240,14 +294,25 @@ class StreamStore:
             self._presence_purge(keys=[base], args=[*head, *chunk])
 
 
-def _latest(events: Sequence[PresenceEvent]) -> Iterable[PresenceEvent]:
-    """Of each member the latest event: nobody could see the others, for a script applies all of them at once."""
-    latest: dict[str, PresenceEvent] = {}
-    for event in events:
-        other = latest.setdefault(event[0], event)
-        if other is not event and event[1:3] > other[1:3]:  # time and offset
-            latest[event[0]] = event
-    return latest.values()
+def presence_calls(
+    members: Sequence[Hashable], times: Ints, offsets: Ints, event: Callable[[int], PresenceEvent]
+) -> Iterator[PresenceCall]:
+    """Events of these members, times and offsets, in their order, as calls of not too many members each.
+
+    `event` makes those that count: of each member the latest of a call, for nobody could see the others.
+    """
+    begin = 0
+    while begin < len(members):
+        found: set[Hashable] = set()
+        end = begin
+        while end < len(members) and len(found) + _PRESENCE_STEP <= _PRESENCE_MEMBERS:
+            found.update(members[end : end + _PRESENCE_STEP])
+            end = min(end + _PRESENCE_STEP, len(members))
+        order = np.lexsort((offsets[begin:end], times[begin:end])) + begin
+        latest = {members[i]: i for i in order.tolist()}
+        newest, last = int(times[begin:end].max()), int(offsets[begin:end].max())
+        yield PresenceCall([event(i) for i in latest.values()], newest, last)
+        begin = end
 
 
 def open_stream_store(settings: Settings, project: str) -> StreamStore:

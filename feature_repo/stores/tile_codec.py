@@ -19,6 +19,7 @@ HEADER = struct.Struct(">QQ")
 _BODY = struct.Struct("<BqqH")
 _VERSION = 1
 _WIDTHS = (("B", 0, 2**8), ("H", 0, 2**16), ("I", 0, 2**32), ("i", -(2**31), 2**31), ("q", -(2**63), 2**63))
+_OF_BITS = "B" * 9 + "H" * 8 + "I" * 16 + "q" * 31  # of a number with so many bits and no sign
 _WIDE = "w"  # 16 bytes, signed: sums of squares outgrow 64 bits
 _CODES = frozenset(code for code, _, _ in _WIDTHS) | {_WIDE}
 _NEUTRAL_IS_ZERO = (COUNT, SUM, SQUARES)
@@ -50,16 +51,21 @@ def unpack_header(data: bytes) -> Header:
 def pack(header: Header, layout: Layout, tiles: Tiles) -> bytes:
     """A field's bytes. `tiles` must hold at least one tile."""
     assert tiles.newest is not None
-    hops = sorted(tiles.by_hop)
-    columns: list[list[int]] = [[hop - hops[0] for hop in hops]]
+    by_hop = tiles.by_hop
+    hops = sorted(by_hop)
+    first = hops[0]
+    columns: list[Sequence[int]] = [[hop - first for hop in hops]]
     hashes: list[int] = []
-    for i, part in enumerate(layout.parts):
-        columns += _columns(part.kind, [tiles.by_hop[hop][i] for hop in hops], hashes)
-    codes = "".join(_width(column) for column in columns)
-    head = (_VERSION, tiles.newest, hops[0], len(hops), codes.encode())
+    for part, values in zip(layout.parts, zip(*map(by_hop.__getitem__, hops), strict=True), strict=True):
+        if part.kind in _NEUTRAL_IS_ZERO:
+            columns.append(values)  # whole numbers, by windows.empty
+        else:
+            columns += _columns(part.kind, values, hashes)
+    codes = "".join(map(_width, columns))
+    head = (_VERSION, tiles.newest, first, len(hops), codes.encode())
     if _WIDE not in codes:
         body = _whole(codes, len(hops), len(hashes)).pack(*head, *chain.from_iterable(columns), *hashes)
-        return pack_header(header) + body
+        return HEADER.pack(*header) + body
     out = [pack_header(header), _BODY.pack(*head[:4]), head[4]]
     for code, column in zip(codes, columns, strict=True):
         if code == _WIDE:
@@ -122,8 +128,8 @@ def _columns(kind: str, values: Sequence[PartValue], hashes: list[int]) -> list[
 
 def _width(column: Sequence[int]) -> str:
     low, high = min(column), max(column)
-    if low >= 0 and high < 2**8:
-        return "B"
+    if low >= 0:
+        return _OF_BITS[high.bit_length()] if high < 2**63 else _WIDE
     for code, least, bound in _WIDTHS:
         if least <= low and high < bound:
             return code
