@@ -238,6 +238,7 @@ class KafkaLog:
                     acks="all",
                     compression_type="lz4" if has_lz4() else None,
                     batch_size=262_144,
+                    linger_ms=200,  # `publish` says when a batch is complete, by flushing
                     max_block_ms=_ANSWER_MS,
                     delivery_timeout_ms=int(_PUBLISH_S * 900),  # before we stop waiting for it
                     allow_auto_create_topics=False,

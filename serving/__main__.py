@@ -17,6 +17,7 @@ def serve(
     import signal
     import sys
 
+    import prometheus_client  # noqa: F401  # before Feast, which would have its values in files, slower to count
     import uvicorn
 
     from feature_repo.settings import settings
@@ -32,12 +33,13 @@ def serve(
     gc.freeze()
     # A request leaves nothing behind that only the collector finds; what lives is what is under way, by the thousand.
     gc.set_threshold(50_000, 20, 50)
-    # Receipts are made by another thread: the one that answers must not wait 5 ms for it at every turn.
+    # Events come in by other threads: the one that answers must not wait 5 ms for them at every turn.
     sys.setswitchinterval(0.0005)
     uvicorn.run(
         app,
         host=host or given.host,
         port=given.port if port is None else port,
         access_log=False,
+        proxy_headers=False,  # nobody asks who asks
         log_level="warning",
     )
