@@ -7,7 +7,7 @@ event log, Parquet and DuckDB for history, all below ``<repository folder>/data`
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     """So long a prediction may wait for stores in all; what computing takes comes on top."""
 
     read_timeout_ms: int = Field(default=100, ge=1, le=60_000, alias="TIFFIN_READ_TIMEOUT_MS")
-    """So long of it for the online store: a slower one is a store that is down."""
+    """So long of it for the online store: a slower one is a store that is down. Less than the budget."""
 
     stored_max_age_hours: int = Field(default=48, ge=1, alias="TIFFIN_STORED_MAX_AGE_HOURS")
     """Stored predictions of an older run answer nobody."""
@@ -79,6 +79,15 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _budget_left(self) -> "Settings":
+        if self.read_timeout_ms >= self.budget_ms:
+            raise ValueError(
+                f"TIFFIN_READ_TIMEOUT_MS is {self.read_timeout_ms} and TIFFIN_BUDGET_MS {self.budget_ms}: nothing "
+                "would be left for stored predictions when the online store is down; give the budget more"
+            )
+        return self
 
     @field_validator("repo")
     @classmethod

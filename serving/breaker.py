@@ -44,26 +44,31 @@ class Breaker:
 
         A call bounds its own time: by TimeoutError, which counts as a failure.
         """
-        self._enter()
+        trial = self._enter()
         try:
             result = await call()
         except self._failing as error:
-            self._failed(error)
+            if trial or self._opened is None:  # one that was under way when it opened says nothing new
+                self._failed(error)
             raise Unavailable(f"{self._name}: {self._reason}") from None
         except BaseException:
-            self._trying = False  # nothing was learnt: the next one may try
+            if trial:
+                self._trying = False  # nothing was learnt: the next one may try
             raise
-        self._succeeded()
+        if trial or self._opened is None:
+            self._succeeded()
         return result
 
-    def _enter(self) -> None:
+    def _enter(self) -> bool:
+        """Whether the call is the one that tries, of an open breaker."""
         if self._opened is None:
-            return
+            return False
         if self._trying or self._monotonic() - self._opened < self._open_s:
             raise Unavailable(
                 f"{self._name}: {self._reason}, and is not asked again before {self._open_s:g} s are over"
             )
         self._trying = True
+        return True
 
     def _failed(self, error: Exception) -> None:
         # Callers are told no more: what the error says of addresses and paths is for the log.

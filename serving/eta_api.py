@@ -1,6 +1,6 @@
 """``/v1/eta``: predictions for a restaurant, an order, or up to 500 orders."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -9,14 +9,13 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from serving.bodies import JSON_ERRORS, read_body
-from serving.gathering import Answer, Gathering
+from serving.gathering import Answer, Gathering, Predict, each_by_itself
 from serving.metrics import PREDICTIONS, REFUSALS
 from serving.modes import Mode
 from serving.plain_route import JSON, PlainRoute, body_of, content_of
-from serving.problems import Problem, ProblemDetails, undecodable
+from serving.problems import Problem, ProblemDetails, fault, undecodable
 from serving.schemas import AnyOrders, Eta, Order, Orders, Outcome, Outcomes
 
-Predict = Callable[[Sequence[Order]], Awaitable[Sequence[Answer]]]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": ProblemDetails, "description": "Unknown restaurant"},
     413: {"model": ProblemDetails, "description": "Too large"},
@@ -47,7 +46,8 @@ def eta_routes(predict: Predict) -> list[BaseRoute]:
         """When each of up to 500 orders would arrive; each has its own outcome."""
         orders = [_order(document) for document in _decoded(_ORDERS, await read_body(request)).orders]
         good = [order for order in orders if isinstance(order, Order)]
-        predicted = iter(await predict(good) if good else [])
+        found = await each_by_itself(predict, good) if good else []
+        predicted = (_own_outcome(request, answer) for answer in found)
         answers = [next(predicted) if isinstance(order, Order) else order for order in orders]
         outcomes = Outcomes([_outcome(i, _counted(answer)) for i, answer in enumerate(answers)])
         return Response(_ENCODER.encode(outcomes), media_type=JSON)
@@ -107,6 +107,11 @@ def _counted(answer: Answer) -> Answer:
     else:
         _COUNTED[answer.mode].inc()
     return answer
+
+
+def _own_outcome(request: Request, answer: Answer | Exception) -> Answer:
+    """What becomes of an order among others: a fault that it brings out is its own problem."""
+    return answer if isinstance(answer, Eta | Problem) else fault(request, answer)
 
 
 def _outcome(index: int, answer: Answer) -> Outcome:

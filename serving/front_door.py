@@ -7,7 +7,7 @@ is served here is counted, timed and refused as the app does it.
 import time
 
 from fastapi import FastAPI
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -37,6 +37,8 @@ class FrontDoor:
         start, request = time.perf_counter(), Request(scope, receive)
         try:
             response: Response = await endpoint(request)
+        except ClientDisconnect:  # nobody waits for the answer any more
+            return
         except problems.Problem as problem:
             response = problems.refusal(problem)
         except Exception as error:

@@ -13,13 +13,27 @@ Answer = Eta | Problem
 _Waiting = tuple[Order, "asyncio.Future[Answer]"]
 
 
+Predict = Callable[[Sequence[Order]], Awaitable[Sequence[Answer]]]
+
+
+async def each_by_itself(predict: Predict, orders: Sequence[Order]) -> list[Answer | Exception]:
+    """An answer for each of some orders that are asked for at once, or the fault that it alone brings out."""
+    try:
+        return list(await predict(orders))
+    except Exception as error:
+        if len(orders) == 1:
+            return [error]
+    found = await asyncio.gather(*(each_by_itself(predict, [order]) for order in orders))
+    return [answer for (answer,) in found]
+
+
 class Gathering:
     """Answers orders one by one, by `predict`, which answers several. For one event loop.
 
     It waits for nobody: what has arrived when the event loop is done with what was ready is what is answered.
     """
 
-    def __init__(self, predict: Callable[[Sequence[Order]], Awaitable[Sequence[Answer]]]) -> None:
+    def __init__(self, predict: Predict) -> None:
         self._predict = predict
         self._waiting: list[_Waiting] = []
         self._under_way: set[asyncio.Task[None]] = set()  # the event loop holds tasks by weak references alone
@@ -41,17 +55,11 @@ class Gathering:
             task.add_done_callback(self._under_way.discard)
 
     async def _answer(self, waiting: Sequence[_Waiting]) -> None:
-        try:
-            answers = await self._predict([order for order, _ in waiting])
-        except Exception as error:
-            if len(waiting) > 1:  # a fault that one order brings out is not the others'
-                for one in waiting:
-                    await self._answer([one])
-                return
-            for _, future in waiting:
-                if not future.done():
-                    future.set_exception(error)
-        else:
-            for (_, future), answer in zip(waiting, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+        answers = await each_by_itself(self._predict, [order for order, _ in waiting])
+        for (_, future), answer in zip(waiting, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, Exception) and not isinstance(answer, Problem):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)

@@ -4,7 +4,7 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import problems
@@ -32,6 +32,8 @@ class Measured:
 
         try:
             await self._app(scope, receive, sent)
+        except ClientDisconnect:
+            return
         except Exception as error:
             if status:  # too late: a part of the answer is on its way
                 raise

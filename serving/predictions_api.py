@@ -29,7 +29,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def predictions_router(receipts: ReceiptLog, find: Find) -> APIRouter:
-    """The route. What is not among `receipts`' last ones is looked up by `find`, in a thread."""
+    """The route. What is not among `receipts`' last ones is looked up by `find`; either in a thread."""
     router = APIRouter(tags=["predictions"])
     few = CapacityLimiter(MAX_LOOKUPS)
 
@@ -38,17 +38,15 @@ def predictions_router(receipts: ReceiptLog, find: Find) -> APIRouter:
     )
     async def receipt(prediction_id: Annotated[str, Path(pattern=PATTERN)]) -> Response:
         """The receipt of a prediction: its model, its features with their status, and what each was read from."""
-        prediction = receipts.recent(prediction_id)
-        if prediction is None:
-            prediction = await to_thread.run_sync(_found, find, prediction_id, limiter=few)
+        prediction = await to_thread.run_sync(_found, receipts, find, prediction_id, limiter=few)
         return Response(msgspec.json.encode(_shown(prediction)), media_type=JSON)
 
     return router
 
 
-def _found(find: Find, prediction_id: str) -> Prediction:
+def _found(receipts: ReceiptLog, find: Find, prediction_id: str) -> Prediction:
     try:
-        prediction = find(prediction_id)
+        prediction = receipts.recent(prediction_id) or find(prediction_id)
     except NoPredictionId as error:
         errors = [{"field": "prediction_id", "value": repr(prediction_id), "reason": str(error)}]
         raise Problem(422, "Invalid request", str(error), errors=errors) from None

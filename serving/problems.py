@@ -88,16 +88,23 @@ def _part(document: bytes, way: Sequence[str | int]) -> str:
         part = msgspec.json.decode(document)
         for step in way:
             part = part[step]
-    except (msgspec.MsgspecError, ValueError, LookupError, TypeError, RecursionError):
+    except LookupError:
         return "missing"
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):  # it cannot be read: its beginning is shown
+        return document[:SHOWN].decode(errors="replace")
     return repr(part)[:SHOWN]
 
 
 def unexpected(request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that failed by a fault of ours; the fault is logged, and stays in the log."""
+    return refusal(fault(request, error))
+
+
+def fault(request: Request, error: Exception) -> Problem:
+    """The problem that is told of a fault of ours; the fault is logged, and stays in the log."""
     trace = "".join(traceback.format_exception(error))  # plain: structlog's own, with locals, takes seconds
     _log.error("request failed", path=request.url.path, exception=trace)
-    return problem_response(500, "Internal error", "The request failed here, not by its content; it was logged")
+    return Problem(500, "Internal error", "The request failed here, not by its content; it was logged")
 
 
 def install(app: FastAPI) -> None:

@@ -8,7 +8,10 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from pydantic import SecretStr
+
 from feature_repo.settings import Settings
+from feature_repo.stores.embedded import socket_path
 from serving.receipt_process import LENGTH, TOLD
 
 
@@ -40,7 +43,7 @@ class ReceiptLine(asyncio.Protocol):
             except OSError:
                 line.close()
                 raise
-        line.send(pickle.dumps(settings))  # not by its command line: there may be secrets in it
+        line.send(pickle.dumps(_reached(settings)))  # not by its command line: there may be secrets in it
         return line
 
     @property
@@ -84,3 +87,10 @@ class ReceiptLine(asyncio.Protocol):
         """See `asyncio.Protocol`."""
         if not self.ended.done():
             self.ended.set_result(None)
+
+
+def _reached(settings: Settings) -> Settings:
+    """Settings that name the embedded server as one that runs: no process but the server's own may start it."""
+    if settings.redis_url is not None:
+        return settings
+    return settings.model_copy(update={"redis_url": SecretStr(f"unix://{socket_path(settings.data)}")})

@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -65,8 +65,10 @@ class ReceiptLog:
         self._recent: OrderedDict[str, bytes] = OrderedDict()
         self._shadows = Shadows(open_registry(settings).load)
         self._line: ReceiptLine | None = None
+        self._open = False  # whether what comes is handed over at once
         self._running: asyncio.Task[None] | None = None
         self._closing = False
+        self._heard = asyncio.Event()
         RECEIPTS_WAITING.set_function(lambda: self._waiting)
 
     def start(self) -> None:
@@ -85,11 +87,14 @@ class ReceiptLog:
             sent = _Sent(len(ids), data)
             self._sent.append(sent)
             self._waiting += sent.size
-            if self._line is not None:
+            if self._open and self._line is not None:
                 self._line.send(sent.data)
 
     def recent(self, prediction_id: str) -> Prediction | None:
-        """One of the last answers with its receipt; None for any other, or one whose receipt was dropped."""
+        """One of the last answers with its receipt; None for any other, or one whose receipt was dropped.
+
+        From any thread: a model in the shadow that is asked for the first time is loaded.
+        """
         if (data := self._recent.get(prediction_id)) is None:
             return None
         batch = unpack(data)
@@ -105,7 +110,7 @@ class ReceiptLog:
         """Publish what waits, as far as that is done in so many seconds; count the rest as dropped."""
         self._closing = True
         if self._running is not None:
-            if self._line is not None:
+            if self._open and self._line is not None:
                 self._line.end()
             await asyncio.wait([self._running], timeout=seconds)
             self._running.cancel()
@@ -118,17 +123,23 @@ class ReceiptLog:
     async def _run(self) -> None:
         """Keep a process that publishes, until all is done."""
         silent = 0  # processes that ended, one after the other, without a word of the batch that they had first
+        failed = 0  # attempts, one after the other, to begin one
         while not (self._closing and not self._sent):
-            await asyncio.sleep(_BACKOFF_S[min(silent, len(_BACKOFF_S) - 1)])
+            await asyncio.sleep(_BACKOFF_S[min(silent + failed, len(_BACKOFF_S) - 1)])
             first = self._sent[0] if self._sent else None
             try:
                 line = await ReceiptLine.begun(self._settings, self._told)
             except OSError as error:
                 logger.warning("no process that makes receipts can be begun", error=str(error))
-                silent += 1
+                failed += 1
                 continue
+            failed = 0
             with closing(line):
-                await self._live(line)
+                self._line = line
+                try:
+                    await self._live(line, by_itself=silent > 0)
+                finally:
+                    self._line, self._open = None, False
             if self._closing and not self._sent:
                 return
             logger.warning("the process that makes receipts has ended; another is begun", waiting=self._waiting)
@@ -138,21 +149,30 @@ class ReceiptLog:
                 self._told(0, first.size)
                 silent = 0
 
-    async def _live(self, line: ReceiptLine) -> None:
-        """Hand over to a process what waits and what comes, until it ends."""
-        for sent in self._sent:
+    async def _live(self, line: ReceiptLine, by_itself: bool) -> None:
+        """Hand over to a process what waits and what comes, until it ends; the first of it `by_itself`.
+
+        What ended the one before may be the first batch, or another that it had at the same time.
+        """
+        waiting = list(self._sent)
+        if by_itself and waiting:
+            self._heard.clear()
+            line.send(waiting.pop(0).data)
+            heard: asyncio.Future[Any] = asyncio.ensure_future(self._heard.wait())
+            await asyncio.wait({heard, line.ended}, return_when=asyncio.FIRST_COMPLETED)
+            heard.cancel()
+            waiting = list(self._sent)
+        for sent in waiting:
             line.send(sent.data)
         if self._closing:
             line.end()
-        self._line = line
-        try:
-            await line.ended
-        finally:
-            self._line = None
+        self._open = True
+        await line.ended
 
     def _told(self, logged: int, dropped: int) -> None:
         """The first of the batches that wait is done with."""
         self._waiting -= self._sent.popleft().size
+        self._heard.set()
         RECEIPTS.labels(outcome="logged").inc(logged)
         self._dropped(dropped)
 

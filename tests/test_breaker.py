@@ -146,3 +146,38 @@ def test_what_has_come_while_the_loop_was_busy_is_no_failure() -> None:
         return answer.decode()
 
     assert asyncio.run(story()) == "reply"
+
+
+def test_a_call_that_was_under_way_when_it_opened_decides_nothing() -> None:
+    async def story(thing: Thing) -> None:
+        ends = asyncio.Event()
+
+        async def late() -> str:
+            await ends.wait()
+            raise Down("late")
+
+        straggler = asyncio.create_task(thing.breaker.run(late))
+        await asyncio.sleep(0)
+        thing.down = True
+        for _ in range(FAILURES):
+            await thing.refuse()
+        thing.now += OPEN_S
+        began = asyncio.Event()
+
+        async def trial() -> str:
+            began.set()
+            await asyncio.sleep(0.05)
+            return "well"
+
+        trying = asyncio.create_task(thing.breaker.run(trial))
+        await began.wait()
+        ends.set()
+        with pytest.raises(Unavailable):
+            await straggler
+        thing.now += OPEN_S
+        calls = thing.calls
+        assert "not asked again" in await thing.refuse()
+        assert thing.calls == calls, "one call tries at a time"
+        assert await trying == "well"
+
+    run(story)

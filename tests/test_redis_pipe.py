@@ -10,9 +10,10 @@ from pydantic import SecretStr
 
 from feature_repo.settings import Settings
 from feature_repo.stores.embedded import socket_path, start, stop
-from feature_repo.stores.redis_client import STORE_DOWN, Redis, connect_async, exchange
+from feature_repo.stores.redis_client import STORE_DOWN, Redis, connect_async, exchange, refused
 from feature_repo.stores.redis_pipe import MAX_WAITING, RedisPipe
 from feature_repo.stores.resp import ErrorReply, around_key, command
+from tests.repo import DEADLINE_S
 
 Story = Callable[[RedisPipe], Awaitable[None]]
 
@@ -64,21 +65,35 @@ def test_a_command_around_its_key_is_the_command(redis_client: Redis) -> None:
     assert exchange(redis_client, command("HMGET", key, b"a", "b", 3), 1) == [[b"1", None, b"2"]]
 
 
-def test_who_gives_up_ends_the_connection_and_the_next_one_makes_another(valkey: Path) -> None:
+def test_who_gives_up_takes_nothing_from_the_others_and_the_late_reply_is_nobodys(valkey: Path) -> None:
     async def story(pipe: RedisPipe) -> None:
         assert await pipe.exchange(command("PING"), 1) == [b"PONG"]
-        given_up = asyncio.create_task(pipe.exchange(command("BLPOP", "nothing", 0), 1))
+        given_up = asyncio.create_task(pipe.exchange(command("BLPOP", "nothing", "0.3"), 1))
         await asyncio.sleep(0.05)
         beside = asyncio.create_task(pipe.exchange(command("ECHO", "late"), 1))
         await asyncio.sleep(0.05)
         given_up.cancel()
         with suppress(asyncio.CancelledError):
             await given_up
-        with pytest.raises(STORE_DOWN):
-            await beside
+        assert await beside == [b"late"]
         assert await pipe.exchange(command("ECHO", "mine"), 1) == [b"mine"]
 
     told(valkey, story)
+
+
+def test_a_server_that_is_silent_has_lost_the_connection_and_the_next_one_is_made(valkey: Path) -> None:
+    async def story(pipe: RedisPipe) -> None:
+        silent = pipe.exchange(command("BLPOP", "nothing", 0), 1)  # as long as the client's settings allow: a second
+        with pytest.raises(STORE_DOWN, match="did not answer within 1 s"):
+            await asyncio.wait_for(silent, DEADLINE_S)
+        assert await pipe.exchange(command("ECHO", "mine"), 1) == [b"mine"]
+
+    told(valkey, story)
+
+
+@pytest.mark.parametrize(("says", "down"), [("LOADING wait", True), ("MASTERDOWN x", True), ("WRONGTYPE x", False)])
+def test_a_server_that_answers_nobody_is_down_and_one_that_minds_the_question_is_not(says: str, down: bool) -> None:
+    assert isinstance(refused(ErrorReply(says)), STORE_DOWN) == down
 
 
 def test_no_more_wait_than_are_allowed(valkey: Path) -> None:

@@ -9,6 +9,8 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from google.protobuf.message import DecodeError
+
 from feature_repo.stores import tile_codec
 from feature_repo.stores.progress import Progress, TopicProgress
 from feature_repo.stores.values import Form, stamp_ms
@@ -43,6 +45,9 @@ FIELDS_REMEMBERED = 2048
 """Of so many fields of a view it is remembered what their bytes say, and of so many sets of them what windows hold.
 
 The busiest entities are read all the time."""
+
+LARGE_REMEMBERED = 32
+"""The same where tiles hold more than numbers that are added up: a field of distinct values may take two megabytes."""
 
 
 def window_start(view: WindowView, aggregate: Aggregate, instant: int) -> int:
@@ -104,7 +109,14 @@ class BatchDecoder(Decoder):
 
     def decode(self, reading: Reading, found: Sequence[Sequence[bytes | None]]) -> list[list[Feature]]:
         """Of each entity its features."""
-        return [self._row(reading, reply) for reply in found]
+        return [self._readable(reading, reply) for reply in found]
+
+    def _readable(self, reading: Reading, reply: Sequence[bytes | None]) -> list[Feature]:
+        """A row; one that is damaged cannot be trusted."""
+        try:
+            return self._row(reading, reply)
+        except DecodeError:
+            return self.outside
 
     def _row(self, reading: Reading, reply: Sequence[bytes | None]) -> list[Feature]:
         stamp, stored, is_null = reply[self._count], self._form.stored, self._form.is_null
@@ -131,8 +143,9 @@ class WindowDecoder(Decoder):
             (by_name[name], window_reader(view.layout, by_name[name]), view.features[name]) for name in names
         ]
         # By the bytes themselves, which were read just now: what is remembered cannot be out of date.
-        self._unpacked = lru_cache(FIELDS_REMEMBERED)(self._unpack)
-        self._values = lru_cache(FIELDS_REMEMBERED)(self._read)
+        remembered = FIELDS_REMEMBERED if view.layout.plain else LARGE_REMEMBERED
+        self._unpacked = lru_cache(remembered)(self._unpack)
+        self._values = lru_cache(remembered)(self._read)
 
     def tiles(self, known: Sequence[Progress | None], reply: Sequence[bytes | None]) -> Tiles:
         """The tiles of an entity, from its field of each partition, whose progress is `known`.

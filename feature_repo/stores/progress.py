@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -77,16 +78,17 @@ class TopicProgress(NamedTuple):
 
 
 def topic_progress(fields: Iterable[tuple[bytes, bytes]]) -> TopicProgress:
-    """The progress in the fields of a topic's hash."""
+    """The progress in the fields of a topic's hash; what cannot be read is none."""
     by_view: dict[str, dict[int, Progress]] = {}
     partitions = 0
     for name, data in fields:
         if name == PARTITION_COUNT:
-            partitions = int(data)
+            partitions = int(data) if data.isdigit() else 0
             continue
-        partition, colon, tiles_hash = name.decode().partition(":")
+        partition, colon, tiles_hash = name.decode(errors="replace").partition(":")
         if colon:
-            by_view.setdefault(tiles_hash, {})[int(partition)] = Progress.unpack(data)
+            with suppress(ValueError):
+                by_view.setdefault(tiles_hash, {})[int(partition)] = Progress.unpack(data)
     return TopicProgress(partitions, by_view)
 
 

@@ -13,7 +13,7 @@ from feature_repo.stores.origins import trace, view_read
 from feature_repo.stores.progress import TopicProgress, known_progress
 from feature_repo.stores.read_plan import LOAD_SCRIPT, PresenceRead, ReadPlan, Wanted
 from feature_repo.stores.reads import Trace, ViewRead
-from feature_repo.stores.redis_client import Redis, RedisError, exchange
+from feature_repo.stores.redis_client import Redis, exchange, refused
 from feature_repo.stores.redis_pipe import RedisPipe
 from feature_repo.stores.resp import NO_SCRIPT, ErrorReply, command
 from feature_repo.stores.served import served_from
@@ -149,14 +149,14 @@ class _Request:
     def take(self, replies: list[Any]) -> bool:
         """Take the replies; False if they were asked for by outdated definitions, partitions or instant.
 
-        Raises RedisError if the store refuses what it was asked.
+        Raises RedisError if the store refuses what it was asked, one of `STORE_DOWN` if it refuses everybody.
         """
         shape, plan, at = self._shape, self._plan, 0
         self._found = []
         for reply in replies:
             if isinstance(reply, ErrorReply):
                 if self._load or not str(reply).startswith(NO_SCRIPT):
-                    raise RedisError(f"the online store refuses to be read: {reply}")
+                    raise refused(reply)
                 self._load = True
                 return False
         if plan.streams:

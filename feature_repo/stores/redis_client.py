@@ -27,6 +27,9 @@ STORE_DOWN = (ConnectionError, TimeoutError, BusyLoadingError)
 
 StoreGone = ConnectionError
 
+_NOT_NOW = frozenset({"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "NOAUTH"})
+"""How the error of a server begins that answers nobody at this moment, whatever it is asked."""
+
 __all__ = [
     "STORE_DOWN",
     "AsyncRedis",
@@ -42,7 +45,16 @@ __all__ = [
     "exchange",
     "open_stream",
     "raw_connection",
+    "refused",
 ]
+
+
+def refused(reply: ErrorReply) -> RedisError:
+    """What to raise for a command that was refused: one of `STORE_DOWN` if the store refuses all of them by now."""
+    text = str(reply)
+    if text.partition(" ")[0] in _NOT_NOW:
+        return BusyLoadingError(f"the online store answers nobody: {text}")
+    return RedisError(f"the online store refuses to be read: {text}")
 
 
 class ServerRun:
@@ -113,16 +125,16 @@ def _reply(connection: Any) -> Any:
         return ErrorReply(str(error))
 
 
-async def open_stream(client: AsyncRedis) -> asyncio.StreamWriter:
+async def open_stream(client: AsyncRedis) -> tuple[asyncio.StreamWriter, float]:
     """A new connection as the client makes them, greeted as its settings say; it is the caller's alone, to be closed.
 
-    Raises one of `STORE_DOWN`.
+    Also the seconds within which the client would have an answer. Raises one of `STORE_DOWN`.
     """
     pool: Any = client.connection_pool
     connection = pool.make_connection()
     await connection.connect()
     writer, connection._reader, connection._writer = connection._writer, None, None
-    return cast(asyncio.StreamWriter, writer)
+    return cast(asyncio.StreamWriter, writer), float(connection.socket_timeout)
 
 
 class RawConnection:
@@ -173,6 +185,7 @@ def _options(timeout_s: float) -> dict[str, Any]:
     return {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
+        "protocol": 2,  # what we read ourselves is read so
         "retry": Retry(NoBackoff(), 0),  # redis-py would retry a dead server for 5.7 s
         "health_check_interval": 0,
     }

@@ -2,6 +2,9 @@
 
 Who reads features sends one blob of commands that was mostly packed beforehand, and waits for one list of replies. The
 client's own pipeline packs each word, and waits for each reply, by itself: several times what the server takes.
+
+Who gives up waiting takes nothing from the others: the replies are read all the same, and thrown away. A server that
+is silent for as long as the client's settings allow has lost the connection.
 """
 
 import asyncio
@@ -19,6 +22,7 @@ class _Awaited(NamedTuple):
     replies: list[Any]
     expected: int
     future: "asyncio.Future[list[Any]]"
+    since: float
 
 
 class RedisPipe:
@@ -32,19 +36,14 @@ class RedisPipe:
     async def exchange(self, packed: bytes, count: int) -> list[Any]:
         """The replies to `count` commands; of one that was refused an `ErrorReply`.
 
-        Raises one of `redis_client.STORE_DOWN`. Who stops waiting ends the connection: it is no good.
+        Raises one of `redis_client.STORE_DOWN`.
         """
         if not count:
             return []
         line = self._line
         if line is None or line.lost:
             line = await self._opened()
-        waiting = line.send(packed, count)
-        try:
-            return await waiting
-        except asyncio.CancelledError:
-            line.end("it was given up")
-            raise
+        return await line.send(packed, count)
 
     async def aclose(self) -> None:
         """End the connection."""
@@ -55,15 +54,17 @@ class RedisPipe:
     async def _opened(self) -> "_Line":
         async with self._opening:
             if self._line is None or self._line.lost:
-                self._line = _Line(await open_stream(self._client))
+                self._line = _Line(*await open_stream(self._client))
             return self._line
 
 
 class _Line(asyncio.Protocol):
     """A connection, from when it is made until it is lost."""
 
-    def __init__(self, stream: asyncio.StreamWriter) -> None:
+    def __init__(self, stream: asyncio.StreamWriter, patience_s: float) -> None:
         self._stream = stream  # it closes its transport when it is forgotten
+        self._loop, self._patience_s = asyncio.get_running_loop(), patience_s
+        self._watch: asyncio.TimerHandle | None = None
         self._transport = stream.transport
         self._reader = reply_reader()
         self._awaited: deque[_Awaited] = deque()
@@ -73,15 +74,30 @@ class _Line(asyncio.Protocol):
     def send(self, packed: bytes, count: int) -> "asyncio.Future[list[Any]]":
         if len(self._awaited) >= MAX_WAITING:
             raise StoreGone(f"{MAX_WAITING} reads wait for the online store already")
-        future = asyncio.get_running_loop().create_future()
-        self._awaited.append(_Awaited([], count, future))
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._awaited.append(_Awaited([], count, future, self._loop.time()))
         self._transport.write(packed)
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._patience_s, self._look)
         return future
 
+    def _look(self) -> None:
+        """End the connection if the first who waits has waited too long; look again when it will have."""
+        self._watch = None
+        if self._awaited and not self.lost:
+            left = self._awaited[0].since + self._patience_s - self._loop.time()
+            if left <= 0:
+                self.end(f"it did not answer within {self._patience_s:g} s")
+            else:
+                self._watch = self._loop.call_later(left, self._look)
+
     def data_received(self, data: bytes) -> None:
+        if not self._awaited:
+            self.end("it said what nobody had asked")
+            return
         self._reader.feed(data)
         while self._awaited:
-            replies, expected, future = self._awaited[0]
+            replies, expected, future, _ = self._awaited[0]
             while len(replies) < expected:
                 reply = self._reader.gets()
                 if reply is ...:
@@ -97,6 +113,9 @@ class _Line(asyncio.Protocol):
     def end(self, why: str) -> None:
         self.lost = True
         self._transport.abort()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         while self._awaited:
             future = self._awaited.popleft().future
             if not future.done():
