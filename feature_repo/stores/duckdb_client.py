@@ -8,9 +8,8 @@ from feature_repo.settings import Settings
 
 Connection = duckdb.DuckDBPyConnection
 DuckDBError = duckdb.Error
-VERSION: str = duckdb.__version__
 
-__all__ = ["VERSION", "Connection", "DuckDBError", "connect", "identifier", "literal", "parquet_files"]
+__all__ = ["Connection", "DuckDBError", "connect", "identifier", "literal", "parquet_files"]
 
 
 def connect(settings: Settings) -> Connection:

@@ -20,7 +20,6 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.saved_dataset import SavedDatasetStorage
 from feast.utils import compute_non_entity_date_range
 
-from feature_repo.stores.again import Again
 from feature_repo.stores.duckdb_client import Connection, connect, identifier
 from feature_repo.stores.entity_rows import STAMP, BadEntityRows, EntityRows, read_entity_rows, register, rows_in_range
 from feature_repo.stores.joins import joins_of
@@ -132,8 +131,6 @@ class TiffinOfflineStore(OfflineStore):
             given = rows_in_range(joins, *between) if between else entity_df
             return read_entity_rows(connection, given, config.repo_path)
 
-        again = Again(settings.data / "again")
-
         def run(connection: Connection) -> pa.Table:
             entities = rows(connection)
             for name in sorted(set(names) & set(entities.table.column_names)):
@@ -143,7 +140,7 @@ class TiffinOfflineStore(OfflineStore):
                 )
             register(connection, entities, {column: kind for join in joins for column, kind in join.kinds.items()})
             span = entities.span(filter_by_created_timestamp)
-            found, table = features_of(connection, joins, span, entities.table.num_rows, again), entities.table
+            found, table = features_of(connection, joins, span, entities.table.num_rows), entities.table
             for i, name in enumerate(names):
                 table = table.append_column(name, found[f"o{i}"])
             return table

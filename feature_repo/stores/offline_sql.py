@@ -64,10 +64,10 @@ def batch_sql(join: Join, span: Span, versions: bool = False, repeated: int | No
     )
 
 
-def moments_sql(join: Join) -> tuple[list[Path], str] | None:
-    """The source's files, and a query of the moment of each of their rows, as ``hash``; None if there are no files."""
+def moments_sql(join: Join, span: Span) -> str | None:
+    """The moment of each row that can matter, as ``hash``; None if there are no files."""
     files = join.source.files()
-    return (files, f"SELECT {_moment(join)} AS hash FROM {relation(files)}") if files else None
+    return f"SELECT {_moment(join)} AS hash FROM {relation(files)} WHERE {_written(join, span)}" if files else None
 
 
 def _columns(join: Join, span: Span) -> list[str]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +68,6 @@ class Source:
             if not file.parent.name.startswith("date=") or first <= file.parent.name <= last
         ]
 
-    def full(self, files: Sequence[Path], name: str) -> bool:
-        """Whether the statistics of all of `files` say that a column has no null. False, too, where they do not say."""
-        column = self.mapping.get(name, name)
-        return all(column in _full_columns(file, file.stat().st_mtime_ns) for file in files)
-
     def as_stored(self, table: pa.Table) -> pa.Table:
         """Rows to append: the columns under their names in the files, without an index that pandas left behind.
 
@@ -111,19 +105,6 @@ class Source:
         bounds = [f"{instant} >= make_timestamptz({first_us})"] if first_us is not None else []
         bounds += [f"{instant} <= make_timestamptz({last_us})"] if last_us is not None else []
         return " AND ".join(bounds) or f"{instant} IS NOT NULL"
-
-
-@lru_cache(4096)
-def _full_columns(file: Path, written_ns: int) -> frozenset[str]:
-    """The columns of a file that have no null, by its footer; files are not changed once they are written."""
-    about = pq.read_metadata(file)
-    groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    counts = [[group.column(i).statistics for group in groups] for i in range(about.num_columns)]
-    return frozenset(
-        about.schema.column(i).path
-        for i, found in enumerate(counts)
-        if all(one is not None and one.has_null_count and one.null_count == 0 for one in found)
-    )
 
 
 def relation(files: Sequence[Path]) -> str:

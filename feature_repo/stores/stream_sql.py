@@ -59,54 +59,43 @@ def stream_sql(join: Join, span: Span, repeated: Sequence[int | None] = ()) -> s
     if not logs:
         return nothing_sql(join)
     if isinstance(join.view, WindowView):
-        return windows_sql(join.view, join, logs[0], end=span.arrival)
+        return windows_sql(join.view, join, logs[0])
     events = " UNION ALL ".join(f"({events})" for events in logs)
     return presence_sql(join.view, join, f"SELECT *, t + {join.view.ttl} AS last FROM ({events})")
 
 
-def ids_sql(join: Join, topic: int, span: Span) -> tuple[list[Path], str] | None:
-    """The files that have one topic's records that can matter, and a query of a hash of the ``event_id`` of each of
-    their records, as ``hash``; None without files.
-    """
-    files = _files(join, topic, span)
-    return (files, f"SELECT hash(event_id) AS hash FROM {relation(files)}") if files else None
+def ids_sql(join: Join, topic: int, span: Span) -> str | None:
+    """A hash of the ``event_id`` of each of one topic's records that can matter, as ``hash``; None without files."""
+    records = records_sql(join, topic, span)
+    return f"SELECT {_HASH} AS hash FROM ({records})" if records else None
 
 
-def records_sql(join: Join, topic: int, span: Span, more: Sequence[str] = (), alone: bool = False) -> str | None:
+def records_sql(join: Join, topic: int, span: Span, more: Sequence[str] = ()) -> str | None:
     """One topic's records that can matter, repeats and all; None if it has no files.
-
-    With `alone` no id comes again, so what lies outside of the span says nothing of what lies in it.
 
     ``t``: event time, ``appended``: append time, both in ms; ``part``, ``o``: where it lies; ``place``: what orders the
     partition's records over all logs of the topic; ``id``; and `more`.
     """
     assert isinstance(join.view, StreamView)
-    source, memory = join.sources[topic], 0 if alone else join.memories[topic]
+    source, memory = join.sources[topic], join.memories[topic]
     since, until = reached(join, span)
-    files = _files(join, topic, span)
+    files = source.files(from_ms(since - memory).date(), from_ms(until).date() if span.arrival else None)
     if not files:
         return None
     time, appended = _ms(source, source.time), _ms(source, source.created or source.time)
-    read = source.within(source.time, (since - memory) * 1000, until * 1000 + 999 if alone else None)
+    read = source.within(source.time, (since - memory) * 1000, None)
     if span.arrival and source.created:
         read += f" AND {source.within(source.created, None, span.last)}"
-    elif not alone:
+    else:
         matter = source.within(source.time, since * 1000, until * 1000)
         last = f"SELECT max({appended}) FROM {relation(files)} WHERE {matter}"  # later ones are no originals of these
         read += f" AND {time} <= greatest({until + memory}, ({last}))"
     return (
-        f"SELECT {', '.join([*join.keys_of(source), *_values(join, topic, files), *more])}, {time} AS t, "
+        f"SELECT {', '.join([*join.keys_of(source), *_values(join, topic), *more])}, {time} AS t, "
         f'{appended} AS appended, "partition" AS part, "offset" AS o, '
         f"{_place(files, appended)} AS place, event_id AS id "
         f"FROM {relation(files)} WHERE {read}"
     )
-
-
-def _files(join: Join, topic: int, span: Span) -> list[Path]:
-    """The files that may have records of a topic that can matter, or repeats of these."""
-    since, until = reached(join, span)
-    first = from_ms(since - join.memories[topic]).date()
-    return join.sources[topic].files(first, from_ms(until).date() if span.arrival else None)
 
 
 def reached(join: Join, span: Span) -> tuple[int, int]:
@@ -137,19 +126,18 @@ def _events(join: Join, topic: int, span: Span, repeated: int | None) -> str | N
     ``t``: event time, ``known``: when it becomes known, ``gone``: from when it counts no more, or null; all in ms.
     ``p``, ``o``: where it lies, partitions of later topics being the higher.
     """
-    records = records_sql(join, topic, span, alone=repeated == 0)
+    records = records_sql(join, topic, span)
     if records is None:
         return None
     memory, (since, until) = join.memories[topic], reached(join, span)
     known, also_logged, gone = "t", "logged IS NULL", "CAST(NULL AS BIGINT)"
     if span.arrival and join.sources[topic].created:
-        known, also_logged = "greatest(t, appended)", "coalesce(logged > appended, true)"
-        gone = "CASE WHEN part < 0 THEN logged END"
+        known, also_logged, gone = "greatest(t, appended)", "coalesce(logged > appended, true)", "logged"
     once = _once(records, memory, f"repeated_{topic}", repeated)
-    counts = "" if repeated == 0 else f" WHERE t BETWEEN {since} AND {until} AND (part >= 0 OR {also_logged})"
     return (
         f"SELECT * EXCLUDE (appended, part, place, id, logged), {known} AS known, {topic << 16} + part AS p, "
-        f"{gone} AS gone FROM ({once}){counts}"
+        f"CASE WHEN part < 0 THEN {gone} END AS gone FROM ({once}) "
+        f"WHERE t BETWEEN {since} AND {until} AND (part >= 0 OR {also_logged})"
     )
 
 
@@ -176,16 +164,13 @@ def _once(records: str, memory: int, table: str, repeated: int | None) -> str:
     return f"{alone}(SELECT *, {logged(memory)} AS logged FROM ({compared}) QUALIFY {is_first('part', memory)})"
 
 
-def _values(join: Join, topic: int, files: Sequence[Path]) -> list[str]:
-    """SQL that selects what a view's features are made of from a topic's events, which lie in `files`."""
+def _values(join: Join, topic: int) -> list[str]:
+    """SQL that selects what a view's features are made of from a topic's events."""
     source, view = join.sources[topic], join.view
     if isinstance(view, PresenceView):
         state = literal(view.topics[topic]) if view.state == TOPIC_STATE else source.column(view.state)
         return [f"{source.column(view.member)} AS member", f"{state} AS state"]
-    whole = {
-        _counted(source, a) for a, _ in _aggregates(join) if a.function == "count" and source.full(files, a.column)
-    }
-    return [f"{'true' if column in whole else column} AS v{i}" for i, column in enumerate(_columns(join))]
+    return [f"{column} AS v{i}" for i, column in enumerate(_columns(join))]
 
 
 def _columns(join: Join) -> list[str]:
@@ -195,14 +180,9 @@ def _columns(join: Join) -> list[str]:
 
 def _column(source: Source, a: Aggregate) -> str:
     raw = source.column(a.column)
-    if a.function == "count":
-        return _counted(source, a)
+    if a.function == "count":  # its text, if it is one, need not be carried along
+        return f"CASE WHEN {raw} IS NOT NULL THEN true END"
     return raw if a.function == "count_distinct" else f"CAST({raw} AS DOUBLE)"
-
-
-def _counted(source: Source, a: Aggregate) -> str:
-    """What is counted of an event: its text, if it is one, need not be carried along."""
-    return f"CASE WHEN {source.column(a.column)} IS NOT NULL THEN true END"
 
 
 def _aggregates(join: Join) -> list[tuple[Aggregate, str]]:
@@ -213,12 +193,7 @@ def _aggregates(join: Join) -> list[tuple[Aggregate, str]]:
 
 
 def windows_sql(
-    view: WindowView,
-    join: Join,
-    events: str,
-    ways: Sequence[Way] = (Way(),),
-    told: Sequence[Told] = (),
-    end: bool = False,
+    view: WindowView, join: Join, events: str, ways: Sequence[Way] = (Way(),), told: Sequence[Told] = ()
 ) -> str:
     """An event counts at the instants from when it is known to the end of the last hop whose window reaches it.
 
@@ -228,7 +203,6 @@ def windows_sql(
     is looked at is about twice what counts, however long the history, and DuckDB spills what its memory does not hold.
 
     Each of the `ways` gives each feature once, and all that is `told` is told of the events that any way may count.
-    With `end` an event may be ``gone`` before its windows are over.
     """
     aggregates, columns = _aggregates(join), _columns(join)
     hop, longest = view.layout.hop, max(a.window for a, _ in aggregates)
@@ -245,12 +219,12 @@ def windows_sql(
         for suffix, aggregate, where in told:
             sql = f"{aggregate} FILTER (WHERE {value} IS NOT NULL AND {within} AND {where})"
             results.append(f"{parts.setdefault(sql, f'x{len(parts)}')} AS {identifier(output + suffix)}")
-    reaches = [f"e.t >= a.floor - {longest}", *(["coalesce(a.__ms < e.gone, true)"] if end else [])]
-    met = " AND ".join([*join.equal("a", "e"), "a.stretch = e.stretch", "e.known <= a.__ms", *reaches])
+    met = " AND ".join([*join.equal("a", "e"), "a.stretch = e.stretch", "e.known <= a.__ms", "a.__ms < e.stop"])
     summed = ", ".join(f"{sql} AS {name}" for sql, name in parts.items())
     return (
         f"WITH events AS ({events}), "
-        f"counting AS (SELECT *, known // {stretch} AS stretch FROM events), "
+        f"counting AS (SELECT *, least({_floor('t', hop)} + {stretch}, gone) AS stop, "
+        f"known // {stretch} AS stretch FROM events), "
         f"asked AS (SELECT *, {_floor('__ms', hop)} AS floor FROM entity_rows WHERE {join.whole}), "
         f"placed AS (SELECT *, __ms // {stretch} AS stretch FROM asked "
         f"UNION ALL SELECT *, __ms // {stretch} - 1 FROM asked), "
@@ -265,18 +239,17 @@ def _parts(function: str, value: str, where: str) -> dict[str, str]:
     Numbers are whole millionths, as in the tiles; made so only of what counts, which may be little of history.
     """
     only, known = f" FILTER (WHERE {where})", f" FILTER (WHERE {value} IS NOT NULL AND {where})"
-    count, distinct = f"count({value}){only}", f"count(DISTINCT {value}){only}"
-    least, greatest = (f"CAST(floor({f}({value}){only} * {SCALE} + 0.5) AS BIGINT)" for f in ("min", "max"))
-    value = f"CAST(floor({value} * {SCALE} + 0.5) AS BIGINT)"
-    total = f"sum({value}){only}"
+    if function not in ("count", "count_distinct"):
+        value = f"CAST(floor({value} * {SCALE} + 0.5) AS BIGINT)"
+    count, total = f"count({value}){only}", f"sum({value}){only}"
     return {
         "count": {"n": count},
-        "count_distinct": {"n": distinct},
+        "count_distinct": {"n": f"count(DISTINCT {value}){only}"},
         "sum": {"x": total},
         "mean": {"n": count, "x": total},
         "std": {"n": count, "x": total, "q": f"sum(CAST({value} AS HUGEINT) * {value}){only}"},
-        "min": {"x": least},
-        "max": {"x": greatest},
+        "min": {"x": f"min({value}){only}"},
+        "max": {"x": f"max({value}){only}"},
         "last": {"x": f"max_by({value}, (e.t, e.p, e.o)){known}"},
     }[function]
 
