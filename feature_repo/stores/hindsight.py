@@ -27,7 +27,7 @@ from feature_repo.stores.log_homes import homes
 from feature_repo.stores.offline_sql import batch_sql
 from feature_repo.stores.presence_sql import presence_sql
 from feature_repo.stores.sources import BadSource, relation
-from feature_repo.stores.stream_sql import nothing_sql
+from feature_repo.stores.windows_sql import nothing_sql
 from feature_repo.views import BadDefinition, PresenceView, WindowView, compile_view, features_hash
 
 MOST = 5
