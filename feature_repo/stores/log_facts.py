@@ -38,7 +38,7 @@ class Facts(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the facts of a set of files are kept: in `folder`, under their digest; `changed` (ns): the last was by then."""
+    """Where the facts of a set of files are kept: in `folder`, by their digest; `changed`: the last change (ns)."""
 
     folder: Path
     digest: str

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from feast.value_type import ValueType
 
 from feature_repo.stores.duckdb_client import Connection
@@ -27,16 +26,14 @@ def features_of(connection: Connection, joins: Sequence[Join], span: Span, rows:
     for join in joins:
         query, nothing = _query(connection, join, span)
         found = _fetched(connection, query)
-        in_order = found.drop_columns("__row").combine_chunks().take(_places(found["__row"], rows))
-        for name, values in zip(in_order.column_names, in_order.columns, strict=True):
-            features[name] = pc.fill_null(values, nothing[name]) if name in nothing else values
+        features |= _in_order(found, rows) if nothing is None else _filled(found, rows, nothing)
     return features
 
 
-def _query(connection: Connection, join: Join, span: Span) -> tuple[str, Mapping[str, int]]:
+def _query(connection: Connection, join: Join, span: Span) -> tuple[str, Mapping[str, int] | None]:
     """The view's query, told what is there again: to sort all of history for the little that is would cost most.
 
-    With it, of each output what a row has that it does not answer, unless null.
+    With it, what the rows have that it does not answer, by output, unless null; None if it answers all that are not.
     """
     if isinstance(join.view, BatchView):
         join = replace(join, short=_short_keys(connection, join))
@@ -44,13 +41,13 @@ def _query(connection: Connection, join: Join, span: Span) -> tuple[str, Mapping
         repeated = None if span.arrival else _find(connection, moments_sql(join, span))
         if repeated is not None:
             _keep(connection, repeated, 0)
-        return batch_sql(join, span, repeated=None if repeated is None else len(repeated)), {}
+        return batch_sql(join, span, repeated=None if repeated is None else len(repeated)), None
     facts = [_facts(connection, join, topic, span) for topic in range(len(join.sources))]
     for topic, known in enumerate(facts):
         if known is not None:
             _keep(connection, known.repeated, topic)
     if not isinstance(join.view, WindowView) or _lacking(connection, join):
-        return stream_sql(join, span, facts), {}
+        return stream_sql(join, span, facts), None
     join = replace(join, short=_short_keys(connection, join))
     return stream_sql(join, span, facts, all_rows=False), zeros(join)
 
@@ -118,11 +115,27 @@ def _again(connection: Connection, parts: int, part: int) -> Any:
     return again(connection.execute(f"FROM hashes{where}").to_arrow_table()["hash"].to_numpy())
 
 
-def _places(numbers: pa.ChunkedArray, rows: int) -> pa.Array:
-    """Where the answer of each row lies, null for a row without one; `numbers` are the rows that answers are of."""
+def _in_order(found: pa.Table, rows: int) -> dict[str, pa.ChunkedArray]:
+    """The answers in the order of the rows that ``__row`` says they are of; null for a row without one."""
     places = np.full(rows, -1, np.int64)
-    places[numbers.to_numpy()] = np.arange(len(numbers))
-    return pa.array(places, mask=places < 0)
+    places[found["__row"].to_numpy()] = np.arange(len(found))
+    answers = found.drop_columns("__row").combine_chunks().take(pa.array(places, mask=places < 0))
+    return dict(zip(answers.column_names, answers.columns, strict=True))
+
+
+def _filled(found: pa.Table, rows: int, nothing: Mapping[str, int]) -> dict[str, pa.ChunkedArray]:
+    """The same of windows, whose outputs are numbers: those in `nothing` are that without an answer, and never null."""
+    places, answers = found["__row"].to_numpy(), {}
+    for name in found.column_names[1:]:
+        values = found[name]
+        filled = np.full(rows, nothing.get(name, 0), values.type.to_pandas_dtype())
+        filled[places] = values.to_numpy()
+        null = None
+        if name not in nothing:
+            null = np.ones(rows, bool)
+            null[places] = values.is_null().to_numpy()
+        answers[name] = pa.chunked_array([pa.array(filled, mask=null)])
+    return answers
 
 
 def _fetched(connection: Connection, query: str) -> pa.Table:

@@ -88,10 +88,10 @@ def windows_sql(
     summed = ", ".join(f"{sql} AS {name}" for sql, name in parts.items())
     return (
         f"WITH events AS ({events}), "
-        f"counting AS (SELECT *, known // {stretch} AS stretch FROM events), "
+        f"counting AS (SELECT *, {_stretch('known', stretch)} AS stretch FROM events), "
         f"asked AS (SELECT *, {_floor('__ms', hop)} AS floor FROM entity_rows WHERE {join.whole}), "
-        f"placed AS (SELECT *, __ms // {stretch} AS stretch FROM asked "
-        f"UNION ALL SELECT *, __ms // {stretch} - 1 FROM asked), "
+        f"placed AS (SELECT *, {_stretch('__ms', stretch)} AS stretch FROM asked "
+        f"UNION ALL SELECT *, {_stretch(f'__ms - {stretch}', stretch)} FROM asked), "
         f"parts AS (SELECT a.__row, {summed} FROM placed a JOIN counting e ON {met} GROUP BY a.__row) "
         f"SELECT __row, {', '.join(results)} FROM {'asked LEFT JOIN parts USING (__row)' if all_rows else 'parts'}"
     )
@@ -156,3 +156,11 @@ def nothing_sql(join: Join) -> str:
 def _floor(instant: str, hop: int) -> str:
     """SQL for the start of the hop that an instant lies in; DuckDB's remainder has the dividend's sign."""
     return f"({instant} - ({instant} % {hop} + {hop}) % {hop})"
+
+
+def _stretch(instant: str, length: int) -> str:
+    """SQL for the stretch of time that an instant lies in, in 32 bits, which are joined faster.
+
+    Stretches too far apart to be met may have the same number.
+    """
+    return f"CAST(({instant}) // {length} % {2**31} AS INTEGER)"
