@@ -77,7 +77,7 @@ def windows_sql(
         value = f"e.v{columns.index(column)}"
         within = "true" if a.window == longest else f"e.t >= a.floor - {a.window}"
         for suffix, counts in ways:
-            sums = _parts(a.function, value, f"{within} AND {counts}", column in full)
+            sums = _parts(a.function, value, _all([within, counts]), column in full)
             names = {name: parts.setdefault(sql, f"x{len(parts)}") for name, sql in sums.items()}
             results.append(f"{result_sql(a.function, **names)} AS {identifier(output + suffix)}")
         for suffix, aggregate, where in told:
@@ -102,7 +102,8 @@ def _parts(function: str, value: str, where: str, full: bool) -> dict[str, str]:
 
     Numbers are whole millionths, as in the tiles; made so only of what counts, which may be little of history.
     """
-    only, known = f" FILTER (WHERE {where})", f" FILTER (WHERE {value} IS NOT NULL AND {where})"
+    only = "" if where == "true" else f" FILTER (WHERE {where})"  # a filter that lets all through costs, too
+    known = f" FILTER (WHERE {value} IS NOT NULL AND {where})"
     if function not in ("count", "count_distinct"):
         value = f"CAST(floor({value} * {SCALE} + 0.5) AS BIGINT)"
     count, total = f"count({'*' if full else value}){only}", f"sum({value}){only}"
@@ -151,6 +152,11 @@ def nothing_sql(join: Join) -> str:
         values = [(empty.get(a.function, null_of(join.view.features[a.name])), o) for a, o in aggregates_of(join)]
     features = ", ".join(f"{value} AS {identifier(output)}" for value, output in values)
     return f"SELECT __row, {features} FROM entity_rows WHERE {join.whole}"
+
+
+def _all(conditions: Sequence[str]) -> str:
+    """SQL for all of the conditions, without those that are always true."""
+    return " AND ".join(condition for condition in conditions if condition != "true") or "true"
 
 
 def _floor(instant: str, hop: int) -> str:
