@@ -30,6 +30,18 @@ def features_of(connection: Connection, joins: Sequence[Join], span: Span, rows:
     return features
 
 
+def find_moments(connection: Connection, join: Join, span: Span) -> int | None:
+    """Make the table that `batch_sql` asks for; how many moments it holds. None, and no table, where it is of no use.
+
+    By arrival a row is the newest from when it is known on, whatever its event time.
+    """
+    repeated = None if span.arrival else _find(connection, moments_sql(join, span))
+    if repeated is None:
+        return None
+    _keep(connection, repeated, 0)
+    return len(repeated)
+
+
 def _query(connection: Connection, join: Join, span: Span) -> tuple[str, Mapping[str, int] | None]:
     """The view's query, told what is there again: to sort all of history for the little that is would cost most.
 
@@ -37,11 +49,7 @@ def _query(connection: Connection, join: Join, span: Span) -> tuple[str, Mapping
     """
     if isinstance(join.view, BatchView):
         join = replace(join, short=_short_keys(connection, join))
-        # By arrival a row is the newest from when it is known on, whatever its event time.
-        repeated = None if span.arrival else _find(connection, moments_sql(join, span))
-        if repeated is not None:
-            _keep(connection, repeated, 0)
-        return batch_sql(join, span, repeated=None if repeated is None else len(repeated)), None
+        return batch_sql(join, span, repeated=find_moments(connection, join, span)), None
     facts = [_facts(connection, join, topic, span) for topic in range(len(join.sources))]
     for topic, known in enumerate(facts):
         if known is not None:
