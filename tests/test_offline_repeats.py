@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.stores.duckdb_client import connect as connect_duckdb
-from feature_repo.stores.stream_sql import result_sql
+from feature_repo.stores.windows_sql import result_sql
 from ingestion.event_files import append_history
 from ingestion.parity.compare import TOLERANCE
 from tests.repo import COURIERS, MINUTE, ORDERS, START, Lab, Repo, at, courier, drain, offline, order

@@ -1,18 +1,24 @@
 -- Six aggregates at each instant of the table "asked", by a join on stretches of time as long as the longest window and
 -- a hop (31 minutes): what a window reaches lies in the instant's own stretch or in the one before. The instants are put
--- into both, not the events, of which there are more. {events} is a path.
+-- into both, not the events, of which there are more. Ids and stretches are joined as 32-bit numbers; all of them fit.
+-- {events} is a path.
 WITH events AS (
-    SELECT restaurant_id, basket_total, item_count, epoch_ms(event_time) AS t, epoch_ms(event_time) // 1860000 AS stretch
+    SELECT
+        CAST(restaurant_id AS INTEGER) AS id,
+        basket_total,
+        item_count,
+        epoch_ms(event_time) AS t,
+        CAST(epoch_ms(event_time) // 1860000 AS INTEGER) AS stretch
     FROM read_parquet('{events}')
 ),
 instants AS (
-    SELECT row, restaurant_id, t, t - t % 60000 AS floor
+    SELECT row, CAST(restaurant_id AS INTEGER) AS id, t, t - t % 60000 AS floor
     FROM (SELECT *, epoch_ms(event_timestamp) AS t FROM asked)
 ),
 reaching AS (
-    SELECT *, t // 1860000 AS stretch FROM instants
+    SELECT *, CAST(t // 1860000 AS INTEGER) AS stretch FROM instants
     UNION ALL
-    SELECT *, t // 1860000 - 1 FROM instants
+    SELECT *, CAST(t // 1860000 - 1 AS INTEGER) FROM instants
 ),
 counted AS (
     SELECT
@@ -25,7 +31,7 @@ counted AS (
         min(basket_total) FILTER (WHERE e.t >= floor - 600000) AS basket_min_10m
     FROM reaching r
     JOIN events e
-        ON r.restaurant_id = e.restaurant_id AND r.stretch = e.stretch AND e.t BETWEEN floor - 1800000 AND r.t
+        ON r.id = e.id AND r.stretch = e.stretch AND e.t BETWEEN floor - 1800000 AND r.t
     GROUP BY row
 )
 SELECT

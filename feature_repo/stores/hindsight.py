@@ -26,8 +26,9 @@ from feature_repo.stores.joins import Join, Span, joins_of
 from feature_repo.stores.log_homes import homes
 from feature_repo.stores.offline_sql import batch_sql
 from feature_repo.stores.presence_sql import presence_sql
+from feature_repo.stores.retrieval import find_moments
 from feature_repo.stores.sources import BadSource, relation
-from feature_repo.stores.stream_sql import nothing_sql
+from feature_repo.stores.windows_sql import nothing_sql
 from feature_repo.views import BadDefinition, PresenceView, WindowView, compile_view, features_hash
 
 MOST = 5
@@ -201,16 +202,17 @@ def ask_batch(connection: Connection, join: Join, questions: Sequence[BatchQuest
         query = served_rows_sql(join, f"{relation(files)} WHERE {within}")
         then = {line.pop("__row"): line for line in connection.execute(query).to_arrow_table().to_pylist()}
     span = Span(min(rows["__us"]), max(rows["__us"]))
-    found = connection.execute(batch_sql(join, span, versions=True)).to_arrow_table().to_pylist()
+    newest = batch_sql(join, span, versions=True, repeated=find_moments(connection, join, span))
+    found = connection.execute(newest).to_arrow_table().to_pylist()
     answers = [BatchAnswer(False, {}, {}, None)] * len(questions)
     for line in found:
         row = line["__row"]
-        newest = None if line["__event"] is None else (line["__event"], line["__created"])
+        version = None if line["__event"] is None else (line["__event"], line["__created"])
         answers[row] = BatchAnswer(
             row in then,
             {names[output]: value for output, value in then.get(row, {}).items()},
             {feature: line[output] for output, feature in names.items()},
-            newest,
+            version,
         )
     return answers
 

@@ -13,7 +13,8 @@ the bits of `WHY` over the events that make, or may make, a difference; in detai
 from feature_repo.stores.duckdb_client import identifier, literal
 from feature_repo.stores.joins import Join, Span
 from feature_repo.stores.log_homes import SQL_HOME
-from feature_repo.stores.stream_sql import Told, Way, is_first, logged, reached, records_sql, windows_sql
+from feature_repo.stores.stream_sql import is_first, logged, reached, records_sql
+from feature_repo.stores.windows_sql import Told, Way, windows_sql
 from feature_repo.views import PresenceView, StreamView, WindowView
 
 LATE, LAG, HISTORY, OWN = 1, 2, 4, 8

@@ -51,7 +51,11 @@ def append_file(folder: Path, table: pa.Table) -> Path:
 def replace_file(path: Path, table: pa.Table) -> None:
     """Put `table` where `path` is, in one step for whoever reads it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_hidden(path, table).replace(path)
+    hidden = _write_hidden(path, table)
+    try:
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
